@@ -1,0 +1,1 @@
+"""How an image is made. Runs in the endpoint process and in ``gc-apptainer``."""

@@ -1,0 +1,264 @@
+"""From the end of a build's log to what to do about it.
+
+Runs in the endpoint process; pure. The table is ordered, most specific first;
+its patterns are messages that Apptainer, uv, pip, apt and compilers really print,
+see ``tests/unit/build/messages``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A known cause of failure.
+
+    :param code: as in :class:`~.errors.BuildError`
+    :param hint: what to do; may be empty
+    :param message: the cause in a few words; may be empty
+    """
+
+    code: str
+    hint: str = ""
+    message: str = ""
+
+
+UNKNOWN: Final = Diagnosis("build-failed")
+
+
+@dataclass(frozen=True)
+class _Rule:
+    pattern: str
+    code: str
+    message: str
+    hint: str = ""
+    stages: tuple[str, ...] = ()
+
+
+_PULL: Final = ("pull",)
+_PIP: Final = ("pip",)
+_APT: Final = ("apt",)
+
+_RULES: Final = (
+    _Rule(
+        r"No space left on device|Disk quota exceeded|\(os error 28\)"
+        r"|You don't have enough free space",
+        "disk-full",
+        "the disk is full",
+        "free some room, or name a larger directory as `build.tmp_dir`",
+    ),
+    _Rule(
+        r"Cannot allocate memory|\(os error 12\)|Killed signal terminated program cc1",
+        "build-failed",
+        "the build ran out of memory",
+        "build where there is more memory; `build.tmp_dir` on a disk saves some",
+    ),
+    # Base images
+    _Rule(
+        r"manifest unknown|name unknown|repository name not known|404 Not Found",
+        "base-not-found",
+        "the registry has no such base image",
+        "check the name and the tag of `base_image`",
+        _PULL,
+    ),
+    _Rule(
+        r"unauthorized|authentication required|denied: |access to the resource is"
+        r"|403 \(?Forbidden|invalid username/password",
+        "base-not-found",
+        "the registry does not give out this base image",
+        "check the name; for a private one the endpoint's owner must log in "
+        "(`apptainer registry login`)",
+        _PULL,
+    ),
+    _Rule(
+        r"toomanyrequests|429 Too Many Requests",
+        "registry-unreachable",
+        "the registry refuses further downloads for now",
+        "wait, log in to the registry, or use a mirror of the base image",
+        _PULL,
+    ),
+    _Rule(
+        r"server gave HTTP response to HTTPS client",
+        "registry-unreachable",
+        "the registry speaks no TLS",
+        "name it in `build.http_registries` if that is meant",
+        _PULL,
+    ),
+    _Rule(
+        r"x509: |tls: |certificate signed by unknown authority",
+        "registry-unreachable",
+        "the registry's certificate is not trusted here",
+        "name the site's CA bundle as `build.ca_bundle`",
+        _PULL,
+    ),
+    _Rule(
+        r"connection refused|no such host|i/o timeout|network is unreachable"
+        r"|no route to host|connection reset by peer|proxyconnect|EOF$"
+        r"|Client\.Timeout exceeded|TLS handshake timeout"
+        r"|Temporary failure in name resolution|503 Service Unavailable",
+        "registry-unreachable",
+        "the registry cannot be reached from this endpoint",
+        "check the registry's name and this site's proxy settings",
+        _PULL,
+    ),
+    _Rule(
+        r"no such file or directory|could not open image|image format not recognized",
+        "base-not-found",
+        "there is no such base image file",
+        "check the path; it must be readable on the endpoint's machine",
+        _PULL,
+    ),
+    _Rule(
+        r"could not parse reference|invalid reference format|invalid tar header"
+        r"|invalid layer mediatype|unsupported (MIME|media ?)type",
+        "base-not-found",
+        "that is not a base image of the kind asked for",
+        "check `base_image` and its scheme (`docker://`, `oras://`, a file)",
+        _PULL,
+    ),
+    _Rule(
+        r"no default remote with library client",
+        "registry-unreachable",
+        "no library is configured on this endpoint",
+        "the endpoint's owner must add a remote (`apptainer remote add`)",
+        _PULL,
+    ),
+    _Rule(
+        r"no image found in manifest list|no child with platform|does not match arch",
+        "base-not-found",
+        "the base image is not made for this machine's architecture",
+        "choose a base image for this architecture",
+        _PULL,
+    ),
+    # Python packages
+    _Rule(
+        r"requires? Python[ >=]|does not satisfy Python|Requires-Python",
+        "package-not-found",
+        "a package does not support the Python of the base image",
+        "ask for another version of the package, or another `python`",
+        _PIP,
+    ),
+    _Rule(
+        r"No such file or directory: '\S*(cc|[gc]\+\+|clang|cargo|make|cmake)'"
+        r"|error: command '\S*(cc|[gc]\+\+|clang)' failed|(cc|\+\+|make): not found"
+        r"|Python\.h: No such file"
+        r"|No CMAKE_C(XX)?_COMPILER|Unknown compiler\(s\)"
+        r"|linker `cc` not found|Rust.*(compiler|toolchain).*not found",
+        "build-failed",
+        "a package must be compiled, and the base image cannot",
+        'add "build-essential" (and "python3-dev") to `apt`, or choose a version of '
+        "the package that has wheels",
+        _PIP,
+    ),
+    _Rule(
+        r"ResolutionImpossible|conflicting dependencies|which are incompatible$",
+        "package-not-found",
+        "the packages asked for do not go together",
+        "loosen the versions in `pip`",
+        _PIP,
+    ),
+    _Rule(
+        r"was not found in the (package registry|provided package locations|cache)"
+        r"|No matching distribution found|there (is|are) no versions? of"
+        r"|only (the following versions of )?.* (is|are) available"
+        r"|Could not find a version that satisfies|No solution found"
+        r"|has no wheels with a matching",
+        "package-not-found",
+        "no index has a package or version that was asked for",
+        "check the names and versions in `pip`",
+        _PIP,
+    ),
+    _Rule(
+        r"invalid peer certificate|UnknownIssuer|CERTIFICATE_VERIFY_FAILED"
+        r"|self[- ]signed certificate",
+        "index-unreachable",
+        "the package index's certificate is not trusted here",
+        "name the site's CA bundle as `build.ca_bundle`",
+        _PIP,
+    ),
+    _Rule(
+        r"Connection refused|error sending request|Failed to fetch|dns error"
+        r"|Could not connect|Request failed after|NewConnectionError|Max retries"
+        r"|Temporary failure in name resolution|Network is unreachable"
+        r"|operation timed out|Read timed out|HTTP status (client|server) error",
+        "index-unreachable",
+        "the package index cannot be reached from builds",
+        "check this site's pip, uv and proxy settings, or set them as `build.env`",
+        _PIP,
+    ),
+    # Debian packages
+    _Rule(
+        r"E: Unable to locate package|E: Package '.*' has no installation candidate"
+        r"|E: Version '.*' for '.*' was not found|E: Couldn't find any package",
+        "package-not-found",
+        "the base image's distribution has no package that was asked for",
+        "check the names and versions in `apt`",
+        _APT,
+    ),
+    _Rule(
+        r"Certificate verification failed|certificate is NOT trusted",
+        "index-unreachable",
+        "the package mirror's certificate is not trusted here",
+        "name the site's CA bundle as `build.ca_bundle`",
+        _APT,
+    ),
+    _Rule(
+        r"Could not resolve '|Could not connect to|Temporary failure resolving"
+        r"|Connection timed out|E: Failed to fetch|Unable to fetch some archives"
+        r"|does not have a Release file|Some index files failed to download",
+        "index-unreachable",
+        "the distribution's package mirror cannot be reached from builds",
+        "check this site's proxy settings, or set them as `build.env`",
+        _APT,
+    ),
+    _Rule(
+        r"Failed to build `|Failed building wheel|metadata-generation-failed",
+        "build-failed",
+        "a package could not be built from its sources",
+        "choose a version that has wheels for the Python of the base image",
+        _PIP,
+    ),
+    # Apptainer on this machine
+    _Rule(
+        r"%post section: signal: killed",
+        "build-failed",
+        "something killed the build; often that is a lack of memory",
+        "try again; build where there is more memory",
+    ),
+    _Rule(
+        r"fakeroot.*(not found|failed)|newuidmap|could not use fakeroot"
+        r"|user namespace.*(not|disabled)|unprivileged_userns_clone"
+        r"|max_user_namespaces",
+        "build-failed",
+        "this machine does not let this user build images",
+        "the admin must allow unprivileged user namespaces, or add this user to "
+        "/etc/subuid and /etc/subgid",
+    ),
+    _Rule(
+        r"exec: \"mksquashfs\"|mksquashfs.*not found|while searching for mksquashfs",
+        "build-failed",
+        "mksquashfs is not installed here",
+        "the admin must install squashfs-tools",
+    ),
+)
+
+
+def diagnose(stage: str, tail: Iterable[str]) -> Diagnosis:
+    """The first rule for ``stage`` that any line of ``tail`` matches.
+
+    :param stage: where the build failed
+    :param tail: the last lines of the output of the command that failed
+    """
+    text = "\n".join(tail)
+    for rule in _RULES:
+        if rule.stages and stage not in rule.stages:
+            continue
+        if re.search(rule.pattern, text, re.MULTILINE | re.IGNORECASE):
+            return Diagnosis(rule.code, rule.hint, rule.message)
+    return UNKNOWN

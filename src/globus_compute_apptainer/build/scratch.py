@@ -1,0 +1,268 @@
+"""Where a build works: the fastest place with room, private, and swept.
+
+Runs in the endpoint process. A build that is killed with SIGKILL leaves its
+directory behind; the next build on the same machine removes it. The directory's
+name says who owns it: machine, boot, process-id namespace, process id and the
+process's start time, so that a dead owner is proven and never guessed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import secrets
+import shutil
+import socket
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from globus_compute_apptainer.errors import BuildError, ConfigError, HostError
+
+from .apptainer import Apptainer, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from globus_compute_apptainer.config import BuildConfig
+
+log = logging.getLogger(__name__)
+
+NEED_BYTES: Final = 4 * 1024**3
+"""Room asked for by default: unpacked base and packages, and the packed image."""
+
+MEMORY_SHARE: Final = 2
+"""A tmpfs is used only if this many times the need is free, as it is memory."""
+
+_MEMORY_PLACE: Final = Path("/dev/shm")  # noqa: S108 - one private directory in it
+_DISK_PLACES: Final = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108
+_NAME: Final = re.compile(
+    r"gc-apptainer-build-(?P<host>[0-9a-f]{10})-(?P<boot>[0-9a-f]{8})"
+    r"-(?P<namespace>\d+)-(?P<pid>\d+)-(?P<start>\d+)-[0-9a-f]{8}\Z"
+)
+# Files of a killed build may belong to sub-ids, which only a namespace can remove.
+_REMOVE_DEFINITION: Final = """\
+Bootstrap: scratch
+
+%setup
+    rm -rf -- "$GC_APPTAINER_REMOVE"
+"""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A directory that builds could work in.
+
+    :param free: bytes that this user may still write
+    :param memory: whether what is written there takes memory
+    :param usable: writable, and programs may be run from it
+    """
+
+    path: Path
+    free: int
+    memory: bool = False
+    usable: bool = True
+
+
+def choose_place(
+    places: Sequence[Place], need: int, memory_available: int
+) -> Place | None:
+    """The first usable place with room, else the usable disk with most; pure."""
+    usable = [place for place in places if place.usable]
+    for place in usable:
+        room = min(place.free, memory_available) if place.memory else place.free
+        if room >= need * (MEMORY_SHARE if place.memory else 1):
+            return place
+    disks = [place for place in usable if not place.memory]
+    return max(disks, key=lambda place: place.free, default=None)
+
+
+def choose_scratch(
+    config: BuildConfig, *, need: int = NEED_BYTES, fallbacks: Sequence[Path] = ()
+) -> Path:
+    """Directory to make private directories in: ``build.tmp_dir``, or the best.
+
+    Order: memory, ``TMPDIR``, ``/tmp``, ``/var/tmp``, then ``fallbacks``. Where
+    none has room for ``need`` bytes, the disk with the most; the build then ends
+    with ``disk-full`` if that is not enough.
+
+    :raises ConfigError: the configured directory cannot be used
+    :raises BuildError: no directory can be written to (``disk-full``)
+    """
+    if config.tmp_dir is not None:
+        if not _look(config.tmp_dir).usable:
+            raise ConfigError(
+                f"builds cannot work in {config.tmp_dir}",
+                hint="it must exist, be writable and not be mounted noexec",
+                key="build.tmp_dir",
+            )
+        return config.tmp_dir
+    disks = dict.fromkeys([Path(tempfile.gettempdir()), *_DISK_PLACES, *fallbacks])
+    places = [_look(_MEMORY_PLACE, memory=True), *map(_look, disks)]
+    chosen = choose_place(places, need, available_memory())
+    if chosen is None:
+        raise BuildError(
+            "there is no directory on this machine that a build could work in",
+            hint="name one as `build.tmp_dir` in the `containers:` block",
+            code="disk-full",
+            stage="resolve",
+        )
+    return chosen.path
+
+
+@contextlib.contextmanager
+def private_scratch(
+    config: BuildConfig, *, need: int = NEED_BYTES, fallbacks: Sequence[Path] = ()
+) -> Iterator[Path]:
+    """A private empty directory for one build, removed at the end.
+
+    Also removes what dead builds of this user left in the same place. Failing to
+    remove is logged, never raised.
+
+    :raises ConfigError: see :func:`choose_scratch`
+    :raises BuildError: see :func:`choose_scratch`
+    """
+    parent = choose_scratch(config, need=need, fallbacks=fallbacks)
+    sweep(parent)
+    path = parent / f"{_owner_name(os.getpid())}-{secrets.token_hex(4)}"
+    path.mkdir(mode=0o700)
+    try:
+        yield path
+    finally:
+        remove_tree(path)
+
+
+def sweep(parent: Path) -> list[Path]:
+    """Remove the directories of dead builds of this user; returns them."""
+    removed = []
+    with contextlib.suppress(OSError), os.scandir(parent) as entries:
+        for entry in entries:
+            name = _NAME.match(entry.name)
+            if not name or not _mine(entry) or not _owner_is_dead(name):
+                continue
+            log.info("removing what a dead build left: %s", entry.path)
+            remove_tree(Path(entry.path))
+            removed.append(Path(entry.path))
+    return removed
+
+
+def remove_tree(path: Path) -> bool:
+    """Remove a directory with all in it, also what belongs to this user's sub-ids.
+
+    :returns: whether it is gone; if not, the reason is in the log
+    """
+    shutil.rmtree(path, ignore_errors=True)
+    if path.exists():
+        for folder, _, _ in os.walk(path):
+            with contextlib.suppress(OSError):
+                os.chmod(folder, 0o700)  # noqa: PTH101 - os.walk gives text
+        shutil.rmtree(path, ignore_errors=True)
+    if path.exists():
+        _remove_in_namespace(path)
+    if path.exists():
+        log.warning("cannot remove %s", path)
+        return False
+    return True
+
+
+def _remove_in_namespace(path: Path) -> None:
+    """Let a build of nothing remove the directory as its root."""
+    try:
+        apptainer = Apptainer.find()
+        with tempfile.TemporaryDirectory(prefix="gc-apptainer-remove-") as folder:
+            definition = Path(folder, "remove.def")
+            definition.write_text(_REMOVE_DEFINITION, encoding="utf-8")
+            argv = apptainer.build_argv(
+                definition, Path(folder, "nothing"), options=["--sandbox"]
+            )
+            extra = {"APPTAINER_TMPDIR": folder, "GC_APPTAINER_REMOVE": str(path)}
+            env = {**apptainer.environment(), **extra}
+            run(argv, env=env, timeout=600.0, on_line=log.debug)
+    except (HostError, OSError) as error:
+        log.warning("cannot remove %s: %s", path, error)
+
+
+def available_memory() -> int:
+    """Bytes that new processes may take: of the machine, and of this control group."""
+    meminfo = _read("/proc/meminfo")
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.MULTILINE)
+    machine = int(found[1]) * 1024 if found else 0
+    limits = [machine]
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
+    ):
+        texts = _read(limit).strip(), _read(used).strip()
+        if all(text.isdigit() for text in texts):
+            limits.append(max(0, int(texts[0]) - int(texts[1])))
+    return min(limits)
+
+
+def _look(path: Path, *, memory: bool = False) -> Place:
+    try:
+        state = os.statvfs(path)
+    except OSError:
+        return Place(path, 0, memory, usable=False)
+    usable = os.access(path, os.W_OK | os.X_OK) and not state.f_flag & os.ST_NOEXEC
+    return Place(path, state.f_bavail * state.f_frsize, memory, usable)
+
+
+def _owner_name(pid: int) -> str:
+    host, boot, namespace = _machine()
+    return f"gc-apptainer-build-{host}-{boot}-{namespace}-{pid}-{_start_time(pid)}"
+
+
+def _owner_is_dead(name: re.Match[str]) -> bool:
+    """Proven for this machine only; of another one nothing is known."""
+    host, boot, namespace = _machine()
+    if name["host"] != host:
+        return False
+    if name["boot"] != boot:
+        return True
+    return name["namespace"] == namespace and _start_time(int(name["pid"])) != int(
+        name["start"]
+    )
+
+
+def _machine() -> tuple[str, str, str]:
+    """This machine, its boot, and the process-id namespace, as short tokens."""
+    host = f"{socket.gethostname()} {_read('/etc/machine-id')}"
+    boot = _read("/proc/sys/kernel/random/boot_id")
+    try:
+        namespace = str(Path("/proc/self/ns/pid").stat().st_ino)
+    except OSError:
+        namespace = "0"
+    return _digest(host)[:10], _digest(boot)[:8], namespace
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _start_time(pid: int) -> int:
+    """Clock ticks from boot to the start of ``pid``; 0 if there is no such process."""
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return int(fields[19]) if len(fields) > 19 else 0
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _mine(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False) and (
+            entry.stat(follow_symlinks=False).st_uid == os.geteuid()
+        )
+    except OSError:
+        return False

@@ -1,0 +1,138 @@
+"""What a running build says: written to its log, told as events, remembered.
+
+Runs in the endpoint process, in the thread of the build. Understands the markers
+that ``stages.sh`` prints and the few lines of Apptainer's that begin a stage.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import deque
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final, TextIO
+
+from .. import events
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+TAIL_LINES: Final = 60
+
+_PACKING: Final = re.compile(r"INFO:\s+Creating (SIF file|sandbox directory)")
+# Apptainer gives every bind twice to its inner call, then says so.
+_NOISE: Final = re.compile(
+    r"WARNING: While bind mounting '.*': destination is already in the mount point list"
+    r"|INFO:\s+Non-gzip squashfs compression might not work"
+    r"|INFO:\s+To see mksquashfs output"
+    r"|INFO:\s+Running (setup|post) scriptlet"
+    r"|INFO:\s+gocryptfs not found"
+    r"|\+ (mkdir -p \S*rootfs|exec /bin/sh )\S*/\.gc-apptainer"
+    # Adds nothing to what the command itself has said.
+    r"|FATAL:.*while running %post section: exit status \d+"
+)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why ``stages.sh`` stopped, in its own words."""
+
+    stage: str
+    code: str
+    message: str
+
+
+class Transcript:
+    """Follows one build.
+
+    The log is written line by line as things happen, without credentials. A sink
+    that raises is ignored from then on.
+
+    :param stages: that the build will enter, in order; a marker of an earlier
+        stage, or of none of them, is ordinary output
+    """
+
+    def __init__(
+        self,
+        log: TextIO,
+        *,
+        digest: str,
+        stages: Sequence[str],
+        sink: events.Sink = events.ignore,
+        redact: Callable[[str], str] = str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._log, self._sink = log, sink
+        self._digest, self._stages = digest, tuple(stages)
+        self._redact, self._clock = redact, clock
+        self._entered: dict[str, float] = {}
+        self._ended: float | None = None
+        self.stage = ""
+        self.command = ""
+        self.failure: Failure | None = None
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+
+    def enter(self, stage: str, command: str = "") -> None:
+        """A stage begins; its output starts afresh."""
+        self._entered[stage] = self._clock()
+        self.stage, self.command = stage, self._redact(command)
+        self.tail.clear()
+        self._write(f"=== {stage}" + (f": {self.command}" if command else ""))
+        self._tell(events.StageStarted(self._digest, stage))
+
+    def line(self, text: str) -> None:
+        """One line of output."""
+        text = self._redact(text)
+        if _NOISE.match(text) or self._marker(text):
+            return
+        if _PACKING.match(text) and self._is_ahead("pack"):
+            self.enter("pack", "mksquashfs")
+        self.tail.append(text)
+        self._write(text)
+        self._tell(events.OutputLine(self._digest, text))
+
+    def finish(self, outcome: str) -> None:
+        """The last line of the log."""
+        self._ended = self._clock()
+        self._write(f"=== {outcome}")
+
+    def stage_seconds(self) -> Mapping[str, float]:
+        """Seconds spent in every stage that was entered."""
+        end = self._clock() if self._ended is None else self._ended
+        spans = pairwise([*self._entered.values(), end])
+        seconds = (round(until - since, 3) for since, until in spans)
+        return dict(zip(self._entered, seconds, strict=True))
+
+    def _marker(self, text: str) -> bool:
+        kind, _, rest = text.partition(" ")
+        if kind == "@@stage" and self._is_ahead(rest):
+            self.enter(rest)
+        elif kind == "@@run":
+            self.command = rest
+            self.tail.clear()
+            self._write(f"$ {rest}")
+        elif kind == "@@fail" and len(rest.split(" ", 2)) == 3:
+            self.failure = Failure(*rest.split(" ", 2))
+            self.command = ""
+            self.tail.clear()
+            self._write(self.failure.message)
+        else:
+            return False
+        return True
+
+    def _is_ahead(self, stage: str) -> bool:
+        if stage not in self._stages:
+            return False
+        here = self._stages.index(self.stage) if self.stage in self._stages else -1
+        return self._stages.index(stage) > here
+
+    def _write(self, text: str) -> None:
+        self._log.write(text + "\n")
+        self._log.flush()
+
+    def _tell(self, event: events.Event) -> None:
+        try:
+            self._sink(event)
+        except Exception:  # noqa: BLE001 - the listener's fault, not the build's
+            self._sink = events.ignore

@@ -1,0 +1,182 @@
+"""``gc-apptainer``: the parser, and what an error becomes.
+
+Runs in a person's shell. Every verb is one function of one module, imported when it
+is asked for: ``gc-apptainer --version`` imports neither Parsl nor the SDK.
+
+Exit codes:
+
+====  ==================================================================
+0     all went well
+1     the thing itself failed: the build, the function that was tried
+2     it was asked for wrongly: usage, spec, policy or configuration
+3     this host or its image cache is not fit for it
+130   interrupted (143: terminated); builds were stopped and cleaned up
+====  ==================================================================
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+from globus_compute_apptainer import __version__
+from globus_compute_apptainer.cli import output
+from globus_compute_apptainer.errors import (
+    ConfigError,
+    ContainerError,
+    HostError,
+    SpecError,
+    StoreError,
+)
+
+OK, FAILED, USAGE, UNSUITABLE, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+
+_EPILOG = """\
+exit codes:
+  0    all went well
+  1    the thing itself failed (a build, the function that was tried)
+  2    it was asked for wrongly (usage, spec, policy or configuration)
+  3    this host or its image cache is not fit for it
+  130  interrupted (143: terminated); builds were stopped and cleaned up
+"""
+_SPEC_HELP = (
+    "JSON or YAML file, - for standard input, inline JSON starting with {, or the name "
+    "of an image that the configuration defines"
+)
+_TRY_USAGE = "gc-apptainer try [options] SPEC -- python FILE.py:FUNCTION [ARG ...]"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script; see the module for what it returns."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = _parse(arguments)
+    try:
+        with _terminated_as_interrupt():
+            return _verb(options.verb)(options)
+    except ContainerError as error:
+        output.error(error, as_json=options.json)
+        return exit_code(error)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if missing.partition(".")[0] == __package__.partition(".")[0]:
+            raise
+        output.error(_not_installed(missing), as_json=options.json)
+        return UNSUITABLE
+    except _TerminatedError:
+        return TERMINATED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def exit_code(error: ContainerError) -> int:
+    """What the shell is told of an error."""
+    if isinstance(error, (SpecError, ConfigError)):
+        return USAGE
+    if isinstance(error, (HostError, StoreError)):
+        return UNSUITABLE
+    return FAILED
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Options, with what follows ``--`` as ``command``."""
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    options = _parser().parse_args(arguments[:cut])
+    options.command = arguments[cut + 1 :]
+    if options.verb == "try" and not options.command:
+        _parser().error(f"try needs a function: {_TRY_USAGE}")
+    if options.verb != "try" and options.command:
+        _parser().error(f"{options.verb} takes nothing after --")
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gc-apptainer",
+        description="Containers for Globus Compute tasks: check this machine, build "
+        "images, look at them, try a function in one.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    doctor = _add_verb(verbs, "doctor", "check that this machine can do all this")
+    doctor.add_argument(
+        "--deep", action="store_true", help="also build and run a tiny image"
+    )
+    build = _add_verb(verbs, "build", "build a spec's image, unless it is there")
+    build.add_argument("spec", metavar="SPEC", help=_SPEC_HELP)
+    _add_verb(verbs, "images", "list the images in the cache")
+    attempt = _add_verb(
+        verbs, "try", "run one function in a spec's image, as an endpoint would"
+    )
+    attempt.usage = _TRY_USAGE
+    attempt.add_argument("spec", metavar="SPEC", help=_SPEC_HELP)
+    for verb in (build, attempt):
+        verb.add_argument(
+            "-v", "--verbose", action="store_true", help="show the build's output"
+        )
+    return parser
+
+
+def _add_verb(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, does: str
+) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(
+        name,
+        help=does,
+        description=does[0].upper() + does[1:] + ".",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verb.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML with the containers: block, at its top or under engine:",
+    )
+    verb.add_argument(
+        "--cache-dir", metavar="DIR", help="where images are kept (config: cache_dir)"
+    )
+    verb.add_argument(
+        "--json", action="store_true", help="results and errors as JSON, for programs"
+    )
+    return verb
+
+
+def _verb(name: str) -> Callable[[argparse.Namespace], int]:
+    module = "try_" if name == "try" else name
+    run: Callable[[argparse.Namespace], int]
+    run = importlib.import_module(f"{__package__}.{module}").run
+    return run
+
+
+def _not_installed(missing: str) -> HostError:
+    return HostError(
+        f"the Python package {missing!r} is not installed in {sys.prefix}",
+        hint="pip install 'globus-compute-apptainer[endpoint]'",
+        code="endpoint-extra-missing",
+    )
+
+
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM, unwound like Ctrl-C so that builds are cleaned up."""
+
+
+@contextmanager
+def _terminated_as_interrupt() -> Iterator[None]:
+    def stop(_number: int, _frame: object) -> NoReturn:
+        raise _TerminatedError
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""Shows a build while it runs: a live line on a terminal, plain lines elsewhere.
+
+Runs in ``gc-apptainer`` and the demo. A :class:`Progress` is a sink of events; it is
+called from the builds' threads and writes to standard error only.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import IO
+
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from globus_compute_apptainer import events
+
+_PER_SECOND = 8
+
+
+class Progress:
+    """What a build does now, for people; a context manager.
+
+    Stages that ended stay on the screen with their seconds; the current one has a
+    live line with the last line of output. Without a terminal there is one line for
+    each stage that begins.
+
+    :param verbose: every line of output is shown too
+    :param quiet: nothing is shown, unless it goes to a terminal
+    :param clock: seconds, monotonic
+    """
+
+    def __init__(
+        self,
+        *,
+        verbose: bool = False,
+        quiet: bool = False,
+        stream: IO[str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = Console(file=stream or sys.stderr, highlight=False)
+        self._quiet = quiet and not self._console.is_terminal
+        self._verbose, self._clock = verbose, clock
+        self._lock = threading.Lock()
+        self._stage, self._line = "", ""
+        self._began = self._stage_began = clock()
+        self._spinner = Spinner("dots")
+        self._live = Live(
+            get_renderable=self._render,
+            console=self._console,
+            refresh_per_second=_PER_SECOND,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def __call__(self, event: events.Event) -> None:
+        """The sink."""
+        with self._lock:
+            if isinstance(event, events.StageStarted):
+                self._enter(event.stage)
+            elif isinstance(event, events.OutputLine):
+                self._line = event.line.strip() or self._line
+                if self._verbose:
+                    self._print(Text(f"  | {event.line}", style="dim"))
+            else:
+                self._leave(failed=bool(event.error))
+                self._stage, self._line, self._stage_began = "", "", self._clock()
+
+    def say(self, text: str) -> None:
+        """A line of one's own, above the live one."""
+        with self._lock:
+            self._print(Text(text))
+
+    def waiting(self, for_what: str) -> None:
+        """What is waited for until the next stage begins."""
+        with self._lock:
+            self._stage, self._line = "", for_what
+            self._stage_began = self._clock()
+
+    def _enter(self, stage: str) -> None:
+        self._leave(failed=False)
+        self._stage, self._line, self._stage_began = stage, "", self._clock()
+        if not self._console.is_terminal:
+            self._print(Text(f"[{self._clock() - self._began:6.1f} s] {stage}"))
+
+    def _leave(self, *, failed: bool) -> None:
+        if not self._stage or not self._console.is_terminal:
+            return
+        sign, style = ("✗", "red") if failed else ("✓", "green")
+        seconds = self._clock() - self._stage_began
+        self._print(Text.assemble((sign, style), f" {self._stage:8}{seconds:7.1f} s"))
+
+    def _print(self, text: Text) -> None:
+        if not self._quiet:
+            self._console.print(text, soft_wrap=True)
+
+    def _render(self) -> Table:
+        seconds = self._clock() - self._stage_began
+        row = Table.grid(padding=(0, 1), expand=True)
+        for _ in range(3):
+            row.add_column(no_wrap=True)
+        row.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+        stage = f"{self._stage or 'waiting':8}"
+        row.add_row(
+            self._spinner, stage, f"{seconds:6.1f} s", Text(self._line, style="dim")
+        )
+        return row

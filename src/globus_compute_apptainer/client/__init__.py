@@ -1,0 +1,25 @@
+"""What clients may import; nothing here is needed to attach a spec by hand.
+
+Runs where the SDK runs, and needs nothing but the SDK.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from globus_compute_apptainer.spec import model
+
+__all__ = ["container"]
+
+
+def container(**fields: Any) -> dict[str, Any]:
+    """A ``resource_specification`` for tasks that are to run in a container::
+
+        Executor(endpoint_id, resource_specification=container(pip=["pandas"]))
+
+    :param fields: the spec's fields, as in ``docs/reference/spec.md``
+    :raises SpecError: for what no endpoint of this version would accept; what an
+        endpoint's policy allows is known to that endpoint only
+    """
+    model.parse(fields)
+    return {"container": fields}

@@ -1,0 +1,1 @@
+"""Where tasks arrive: the only place that knows the endpoint and Parsl."""

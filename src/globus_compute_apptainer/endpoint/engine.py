@@ -1,0 +1,231 @@
+"""``ApptainerEngine``: the stock engine, plus containers for tasks that ask.
+
+Runs in the endpoint process. A task without a spec takes the stock engine's path;
+a task with one waits for its image, off the endpoint's task thread, and is then
+handed to the same executor with :func:`..worker.runner.run` in place of upstream's
+``execute_task``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import re
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+from globus_compute_apptainer import events
+from globus_compute_apptainer.build.apptainer import Apptainer
+from globus_compute_apptainer.build.builder import Builder
+from globus_compute_apptainer.build.site import SiteAccess
+from globus_compute_apptainer.config import ContainersConfig
+from globus_compute_apptainer.endpoint import upstream
+from globus_compute_apptainer.endpoint.requests import Requests, Wanted, split
+from globus_compute_apptainer.errors import ContainerError, internal
+from globus_compute_apptainer.images import ImageService, Ready
+from globus_compute_apptainer.store.cache import Store
+from globus_compute_apptainer.worker import runner
+from globus_compute_apptainer.worker.order import ContainerOrder
+
+log = logging.getLogger(__name__)
+
+#: The core endpoint kills a user endpoint 10 s after asking it to stop.
+PUBLISHER_SECONDS = 2.0
+
+
+class ApptainerEngine(upstream.GlobusComputeEngine):
+    """A :class:`GlobusComputeEngine` that runs tasks in images built on demand.
+
+    :param containers: the ``containers:`` block of the configuration; see
+        ``docs/reference/configuration.md``
+    :raises ConfigError: (a :class:`ValueError`) for a block that is not valid
+
+    Every other argument is the stock engine's.
+
+    Guarantees: once started, :meth:`submit` neither blocks nor raises for a task
+    with a spec; every task ends in a result or an error; calls of the executor's
+    ``submit_payload`` never overlap, whichever thread makes them (Parsl's outgoing
+    socket has no lock of its own).
+
+    Non-guarantees: tasks that wait for an image are lost when this process is
+    killed; on an orderly shutdown they end in an error.
+    """
+
+    def __init__(
+        self, *args: Any, containers: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        # Called while the configuration is loaded, before the endpoint daemonises:
+        # no file is opened and nothing is started here.
+        self.containers = containers
+        self._config = ContainersConfig.parse(containers)
+        self._handover = threading.Lock()
+        self._images: ImageService | None = None
+        # Replaced by those who want to watch builds, before `start`.
+        self.event_sink: events.Sink = _log_event
+        self._requests = Requests(self._config, _default_python())
+        super().__init__(*args, **kwargs)
+
+    def start(self, *args: Any, **kwargs: Any) -> None:
+        """Start the stock engine and, without touching disk yet, the images."""
+        if problem := upstream.outside_window():
+            log.warning(problem)
+        self._images = ImageService(
+            Store(self._config.cache_dir),
+            _builder_maker(self._config),
+            self._config.build,
+            sink=self.event_sink,
+        )
+        super().start(*args, **kwargs)
+
+    def submit(
+        self,
+        task_f: upstream.GCFuture,
+        packed_task: bytes,
+        resource_specification: dict[str, Any],
+        result_serializers: list[str] | None = None,
+    ) -> None:
+        """Take a task; the stock engine's contract.
+
+        :raises RuntimeError: if the engine was not started, as the stock engine
+        """
+        self._ensure_ready()
+        attached, rest = split(resource_specification)
+        plain = attached is None and self._config.default_container is None
+        if plain or not self._executor_accepts(rest):
+            super().submit(task_f, packed_task, rest, result_serializers)
+            return
+
+        def hand_over(ready: Ready, wanted: Wanted) -> None:
+            upstream.submission(
+                self,
+                task_f,
+                runner.run,
+                packed_task,
+                rest,
+                result_serializers,
+                container=self._order(ready, wanted).to_wire(),
+            )()
+
+        with _errors_to(task_f):
+            wanted = self._requests.wanted(attached)
+            if wanted is not None:
+                self._when_ready(task_f, wanted, hand_over)
+
+    def _when_ready(
+        self,
+        task_f: upstream.GCFuture,
+        wanted: Wanted,
+        hand_over: Callable[[Ready, Wanted], None],
+    ) -> None:
+        """Call ``hand_over`` with the image: at once if cached, else when built."""
+        images = self._images
+        assert images is not None, "submit() made sure that the engine was started"  # noqa: S101
+        if (ready := images.cached(wanted.image.digest)) is not None:
+            hand_over(ready, wanted)
+            return
+
+        def done(future: Future[Ready]) -> None:
+            with _errors_to(task_f):
+                hand_over(future.result(), wanted)
+
+        images.request(wanted.image, name=wanted.name).add_done_callback(done)
+
+    def _executor_accepts(self, resource_specification: dict[str, Any]) -> bool:
+        """Whether Parsl will take the other keys; if not, the stock path says why,
+        now and not after a build."""
+        try:
+            self.executor.validate_resource_spec(resource_specification)
+        except Exception:  # noqa: BLE001 - whatever it is, the stock path reports it
+            return False
+        return True
+
+    def _submit(self, *args: Any, **kwargs: Any) -> Any:
+        """Upstream's hand-over to Parsl, one at a time: every path ends here."""
+        with self._handover:
+            return super()._submit(*args, **kwargs)
+
+    def _order(self, ready: Ready, wanted: Wanted) -> ContainerOrder:
+        run, manifest = self._config.run, ready.image.manifest
+        return ContainerOrder(
+            image=str(ready.image.path),
+            size=manifest.size,
+            spec_digest=manifest.spec_digest,
+            image_digest=manifest.image_digest,
+            base=manifest.base,
+            cache=ready.cache,
+            build_seconds=ready.seconds,
+            apptainer_version=manifest.apptainer_version,
+            python=manifest.python,
+            python_version=manifest.python_version,
+            gpu=wanted.run.gpu,
+            binds=wanted.run.binds,
+            env=wanted.run.env,
+            options=run.options,
+            warm_per_worker=run.warm_per_worker,
+            start_timeout=run.start_timeout,
+            apptainer=self._config.apptainer,
+        )
+
+    def get_status_report(self) -> upstream.EPStatusReport:
+        """The stock report, with counts of images and of tasks waiting for one."""
+        report = super().get_status_report()
+        if self._images is not None:
+            report.global_state["containers"] = self._images.counts()
+        return report
+
+    def shutdown(self, /, **kwargs: Any) -> None:
+        """Stop builds, end waiting tasks in an error, stop the stock engine.
+
+        Safe on an engine that never started, and when called twice.
+        """
+        if self._images is not None:
+            upstream.await_stopping_publishers(PUBLISHER_SECONDS)
+            self._images.close()
+        super().shutdown(**kwargs)
+
+
+@contextlib.contextmanager
+def _errors_to(task_f: upstream.GCFuture) -> Iterator[None]:
+    """Whatever goes wrong inside ends the task in an error and goes no further."""
+    try:
+        yield
+    except ContainerError as error:
+        _fail(task_f, error)
+    except Exception as error:
+        log.exception("task %s could not be run", task_f.gc_task_id)
+        _fail(task_f, internal(error))
+
+
+def _fail(task_f: upstream.GCFuture, error: ContainerError) -> None:
+    # Set already where the stock engine's own error handling was quicker.
+    if not task_f.done():
+        task_f.set_result(upstream.error_result(task_f.gc_task_id, error))
+
+
+def _builder_maker(config: ContainersConfig) -> Callable[[], Builder]:
+    def make() -> Builder:
+        apptainer = Apptainer.find(config.apptainer)
+        site = SiteAccess.from_host(os.environ, config.build)
+        return Builder(apptainer, config.build, site)
+
+    return make
+
+
+def _log_event(event: events.Event) -> None:
+    if isinstance(event, events.StageStarted):
+        log.info("building %s: %s", event.digest, event.stage)
+    elif isinstance(event, events.BuildFinished):
+        outcome = f"failed ({event.error})" if event.error else "ready"
+        log.info("image for %s %s after %.1f s", event.digest, outcome, event.seconds)
+
+
+def _default_python() -> str:
+    """The submitting client's Python minor version where the core endpoint passed
+    it on (``GC_USER_PYTHON_VERSION``, set by its ``core_endpoint.py``), else ours."""
+    wanted = os.environ.get("GC_USER_PYTHON_VERSION", "")
+    match = re.match(r"(3\.\d+)(\.|\s|$)", wanted)
+    return match[1] if match else ".".join(platform.python_version_tuple()[:2])

@@ -1,0 +1,131 @@
+"""From what a client attached to a task to what is to be run.
+
+Runs in the endpoint process, on its only task thread: no I/O, and a spec seen
+before costs one dictionary look-up.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from globus_compute_apptainer.config import ContainersConfig
+from globus_compute_apptainer.errors import SpecError
+from globus_compute_apptainer.spec import model, policy
+
+KEY = "container"
+_REMEMBERED = 1024
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An image and how to run it: valid, allowed, and on a concrete base."""
+
+    image: model.ImageSpec
+    run: model.RunSpec
+    name: str = ""
+
+
+def split(resource_specification: object) -> tuple[Any, Any]:
+    """Take our key out of a resource specification.
+
+    :returns: what the client attached under ``container`` (None if nothing), and
+        the rest, unchanged, for upstream to judge. The argument is not modified.
+    """
+    if not isinstance(resource_specification, Mapping):
+        return None, resource_specification
+    rest = {k: v for k, v in resource_specification.items() if k != KEY}
+    return resource_specification.get(KEY), rest
+
+
+class Requests:
+    """Turns attached values into :class:`Wanted`, remembering the last thousand.
+
+    :param config: the endpoint's configuration
+    :param python: Python minor version used where a spec names neither a base
+        image nor a version
+    """
+
+    def __init__(self, config: ContainersConfig, python: str) -> None:
+        self._config, self._python = config, python
+        self._seen: OrderedDict[str, Wanted] = OrderedDict()
+
+    def wanted(self, attached: object) -> Wanted | None:
+        """What to run for a task.
+
+        :param attached: from :func:`split`
+        :returns: None for a task that runs on the host, as on the stock engine
+        :raises SpecError: for what cannot be accepted
+        :raises PolicyError: for what this endpoint does not allow
+        """
+        if attached is None:
+            return self._default()
+        if isinstance(attached, str):
+            return self._named(attached)
+        try:
+            key = json.dumps(attached, sort_keys=True)
+        except (TypeError, ValueError, RecursionError):
+            key = ""  # not JSON; parse() says so in words
+        if key and (known := self._seen.get(key)) is not None:
+            self._seen.move_to_end(key)
+            return known
+        if isinstance(attached, Mapping) and "action" in attached:
+            raise SpecError(
+                "control requests are not supported by this version",
+                hint="attach a container spec, or use gc-apptainer on the endpoint",
+                code="spec-unsupported",
+                field="action",
+            )
+        wanted = self._allowed(model.parse(attached))
+        self._seen[key] = wanted
+        while len(self._seen) > _REMEMBERED:
+            self._seen.popitem(last=False)
+        return wanted
+
+    def _default(self) -> Wanted | None:
+        default = self._config.default_container
+        if default is None or isinstance(default, str):
+            return None if default is None else self._named(default)
+        return self._allowed(default)
+
+    def _allowed(self, spec: model.ContainerSpec) -> Wanted:
+        wanted = self._resolve(spec)
+        policy.check(
+            wanted.image,
+            wanted.run,
+            self._config.policy,
+            default_base=spec.base_image is None,
+        )
+        return wanted
+
+    def _named(self, name: str) -> Wanted:
+        images = self._config.images
+        if name in images:  # policy binds clients, not the admin
+            return self._resolve(images[name], name)
+        if name.startswith("sha256:"):
+            raise SpecError(
+                "asking for an image by its digest is not supported by this version",
+                hint="attach the spec itself, or the name of one of the endpoint's"
+                " images",
+                code="spec-unsupported",
+                value=name,
+            )
+        near = difflib.get_close_matches(name, images, n=1)
+        known = ", ".join(sorted(images)) or "none"
+        raise SpecError(
+            "this endpoint has no image of that name",
+            hint=f"its admin defined: {known}",
+            code="image-unknown",
+            value=name[:80],
+            nearest=near[0] if near else "",
+        )
+
+    def _resolve(self, spec: model.ContainerSpec, name: str = "") -> Wanted:
+        image = spec.image_spec(
+            default_base=self._config.default_base, python=self._python
+        )
+        return Wanted(image, spec.run_spec, name or spec.name or "")

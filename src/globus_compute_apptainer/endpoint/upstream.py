@@ -1,0 +1,136 @@
+"""Everything that leans on the insides of Globus Compute and Parsl.
+
+Runs in the endpoint process. What is used, and the versions it was read in, is
+listed in ``docs/decisions/0003-upstream-window.md``; a release of upstream that
+changes one of these has to be answered here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+from globus_compute_common import messagepack
+from globus_compute_common.messagepack.message_types import (
+    EPStatusReport,
+    Result,
+    ResultErrorDetails,
+    TaskTransition,
+)
+from globus_compute_common.tasks import ActorName, TaskState
+from globus_compute_endpoint.endpoint.rabbit_mq import ResultPublisher
+from globus_compute_endpoint.engines import GCFuture, GlobusComputeEngine
+from packaging.specifiers import SpecifierSet
+
+from globus_compute_apptainer.errors import ContainerError
+
+__all__ = [
+    "EPStatusReport",
+    "GCFuture",
+    "GlobusComputeEngine",
+    "await_stopping_publishers",
+    "error_result",
+    "outside_window",
+    "submission",
+]
+
+WINDOW = {
+    "globus-compute-endpoint": SpecifierSet(">=4.16,<5", prereleases=True),
+    "globus-compute-sdk": SpecifierSet(">=4.16,<5", prereleases=True),
+    "parsl": SpecifierSet(">=2026.7.27", prereleases=True),
+}
+
+
+def outside_window(version: Callable[[str], str] = metadata.version) -> str:
+    """One line naming the first package outside the tested window, or ``""``."""
+    for name, window in WINDOW.items():
+        found = version(name)
+        if found not in window:
+            return (
+                f"{name} {found} is outside the supported window {name}{window};"
+                " container tasks may fail"
+            )
+    return ""
+
+
+def error_result(task_id: uuid.UUID, error: ContainerError) -> bytes:
+    """A packed ``Result`` that makes the client's future raise ``error``'s text.
+
+    The SDK shows ``data``; ``error_details.code`` is for programs. No ``details``:
+    the SDK takes them for the worker's environment and warns of a mismatch.
+    """
+    now = TaskTransition(
+        timestamp=time.time_ns(),
+        actor=ActorName.INTERCHANGE,
+        state=TaskState.EXEC_END,
+    )
+    result = Result(
+        task_id=task_id,
+        data=error.render(),
+        error_details=ResultErrorDetails(code=error.code, user_message=error.message),
+        task_statuses=[now],
+    )
+    packed: bytes = messagepack.pack(result)
+    return packed
+
+
+def await_stopping_publishers(seconds: float) -> None:
+    """Let result publishers that are stopping stop, up to ``seconds`` each.
+
+    The interchange stops its publisher before it shuts the engine down, but does not
+    wait for it. While it is stopping, it accepts results that it never sends. Once it
+    has stopped it refuses them, and the interchange keeps them in its result store,
+    to be sent after the next start.
+    """
+    for thread in threading.enumerate():
+        if isinstance(thread, ResultPublisher) and thread._stop_event.is_set():
+            thread.join(seconds)
+
+
+def submission(
+    engine: GlobusComputeEngine,
+    future: GCFuture,
+    function: Callable[..., bytes],
+    packed_task: bytes,
+    resource_specification: dict[str, Any],
+    result_serializers: list[str] | None,
+    **extra: Any,
+) -> Callable[[], None]:
+    """What ``GlobusComputeEngineBase.submit`` does, with another worker function.
+
+    :param function: has the contract of upstream's ``execute_task``; the worker
+        imports it by name
+    :param extra: further keyword arguments of ``function``
+    :returns: a call that hands the task over, retries included
+    """
+    deserializers = tuple(
+        f"{kind.__module__}.{kind.__name__}"
+        for kind in engine.serde.allowed_deserializer_types
+    )
+    attempt = functools.partial(
+        engine._submit,
+        resource_specification,
+        function,
+        packed_task,
+        args=(future.gc_task_id, engine.endpoint_id),
+        kwargs={
+            "run_dir": engine.working_dir,
+            "run_in_sandbox": engine.run_in_sandbox,
+            "task_deserializers": deserializers,
+            "result_serializers": result_serializers,
+            **extra,
+        },
+    )
+    future.bind("executor_task_id", engine._update_executor_task_id)
+    future.add_done_callback(engine._clear_task)
+    return functools.partial(
+        engine._invoke_submission,
+        future,
+        attempt,
+        retry_count=engine.max_retries_on_system_failure,
+    )

@@ -1,0 +1,1 @@
+"""What is wanted: container specs and policy. Pure: no files, no processes."""

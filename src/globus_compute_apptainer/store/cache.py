@@ -1,0 +1,344 @@
+"""The image cache on disk.
+
+Runs in the endpoint process and in ``gc-apptainer``; workers use images by path
+only. Content addressed, in a versioned directory::
+
+    ROOT/
+      CACHEDIR.TAG
+      v1/
+        images/sha256/ab/ab12…/   image.sif, manifest.json (of its first spec)
+        index/linux-amd64/cd/cd34….json   spec digest → manifest of its image
+        locks/cd34….lock          held while that spec's image is made
+        logs/cd/cd34…/            one file per build
+        tmp/                      what is being written; renamed when whole
+
+Guarantees:
+
+- *Whole or absent.* An image is copied, synced, read back and only then renamed to
+  its place; the index entry follows. A crash at any point leaves the old state, and
+  litter in ``tmp`` that :meth:`Store.prepare` removes after a day.
+- *Nothing damaged is handed out knowingly.* An image whose size or header is wrong
+  counts as absent, and publishing replaces it. Flipped bits inside are not noticed.
+- Publishing the same image twice, also at once from several processes, gives one
+  image and two successes.
+
+Non-guarantees: an image may be removed while somebody runs it (the kernel keeps an
+open file until its end); the lock is advisory, and holds between hosts only where
+the file system has working ``flock``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import secrets
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import filelock
+
+from ..errors import StoreError
+from . import files
+from .manifest import Manifest, platform_name
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Iterator
+
+IMAGE: Final = "image.sif"
+MANIFEST: Final = "manifest.json"
+MIN_FREE_BYTES: Final = 64 * 1024**2
+"""Below this :meth:`Store.prepare` reports a full disk before anything is built."""
+
+LOCK_POLL_SECONDS: Final = 0.1
+LITTER_SECONDS: Final = 86400.0
+
+_TAG: Final = """\
+Signature: 8a477f597d28d172789f06886806bc55
+# This directory is a cache of container images, made by globus-compute-apptainer.
+# See https://bford.info/cachedir/
+"""
+_DIGEST: Final = re.compile(r"sha256:([0-9a-f]{64})\Z")
+_SIF_MAGIC: Final = b"SIF_MAGIC"
+_SIF_MAGIC_OFFSET: Final = 32
+_ATTEMPTS: Final = 5
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image in the cache.
+
+    :param path: of the image file; read-only for everyone who uses it
+    """
+
+    path: Path
+    manifest: Manifest
+
+
+class Store:
+    """The cache under ``root``. Making one touches nothing on disk.
+
+    Every method may raise :class:`~.errors.StoreError`: ``cache-unusable``,
+    ``disk-full``. Safe to use from several threads and processes.
+    """
+
+    def __init__(self, root: Path, platform: str | None = None) -> None:
+        self._root = root
+        top = root / "v1"
+        self._images, self._locks = top / "images/sha256", top / "locks"
+        self._logs, self._tmp = top / "logs", top / "tmp"
+        name = (platform or platform_name()).replace("/", "-")
+        self._index = top / "index" / name
+        # What was read of an index entry, and of which state of that file.
+        self._known: dict[str, tuple[tuple[int, int, int], StoredImage]] = {}
+
+    @property
+    def root(self) -> Path:
+        return self._root
+
+    def prepare(self) -> None:
+        """Make the directories, and see that images can be written.
+
+        :raises StoreError: the cache cannot be written to (``cache-unusable``), or
+            has no room for any image (``disk-full``)
+        """
+        with files.translated(self._root):
+            for folder in (self._images, self._index, self._locks, self._logs):
+                folder.mkdir(parents=True, exist_ok=True)
+            self._tmp.mkdir(exist_ok=True)
+            tag = self._root / "CACHEDIR.TAG"
+            if not tag.exists():
+                files.replace_durably(tag, _TAG, self._tmp)
+            probe = self._tmp / files.unique("probe")
+            probe.touch()
+            probe.unlink()
+            room = os.statvfs(self._tmp)
+        if room.f_bavail * room.f_frsize < MIN_FREE_BYTES:
+            raise StoreError(
+                "there is no room left for images",
+                hint="free some room, or move `cache_dir` to a larger file system",
+                code="disk-full",
+                path=str(self._root),
+            )
+        self._sweep()
+
+    def lookup(self, spec_digest: str) -> StoredImage | None:
+        """The image of a spec, if it is here whole; two ``stat`` calls when known.
+
+        An entry that cannot be read as a manifest counts as absent.
+
+        :raises StoreError: the cache is there but cannot be read
+        """
+        entry = self._entry(spec_digest)
+        try:
+            state = _state(entry)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise files.store_error(error, entry) from error
+        known = self._known.get(spec_digest)
+        if known is not None and known[0] == state:
+            return known[1] if _has_size(known[1]) else None
+        found = self._read(entry)
+        if found is None or not _has_size(found) or not _has_header(found.path):
+            return None
+        self._known[spec_digest] = (state, found)
+        return found
+
+    def publish(self, sif: Path, manifest: Manifest) -> StoredImage:
+        """Take a finished image into the cache; the file ``sif`` stays.
+
+        :param manifest: ``image_digest`` and ``size`` are filled in here
+        :raises StoreError: it cannot be written; nothing is left then
+        """
+        entry = self._entry(manifest.spec_digest)
+        with files.translated(self._root):
+            for folder in (self._tmp, entry.parent):
+                folder.mkdir(parents=True, exist_ok=True)
+            work = self._tmp / files.unique("image")
+            try:
+                work.mkdir()
+                size, digest = files.copy_durably(sif, work / IMAGE)
+                manifest = dataclasses.replace(
+                    manifest, image_digest=f"sha256:{digest}", size=size
+                )
+                files.write_durably(work / MANIFEST, manifest.to_json())
+                files.sync_folder(work)
+                path = self._put(work, digest, size)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+            files.replace_durably(entry, manifest.to_json(), self._tmp)
+            stored = StoredImage(path, manifest)
+            self._known[manifest.spec_digest] = (_state(entry), stored)
+        return stored
+
+    @contextlib.contextmanager
+    def lock(self, spec_digest: str, *, cancel: threading.Event) -> Iterator[None]:
+        """Hold the right to make one spec's image, among threads and processes.
+
+        Waits until it is free; the holder's death frees it. Not reentrant.
+
+        :param cancel: ends the waiting once set
+        :raises StoreError: the waiting was ended (``cancelled``), or the file system
+            has no locks
+        """
+        path = self._locks / f"{_hex(spec_digest)}.lock"
+        with files.translated(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(path)
+        while not cancel.is_set():
+            try:
+                with files.translated(path):
+                    lock.acquire(
+                        timeout=LOCK_POLL_SECONDS * 10, poll_interval=LOCK_POLL_SECONDS
+                    )
+            except filelock.Timeout:
+                continue
+            try:
+                yield
+            finally:
+                lock.release()
+            return
+        raise StoreError(
+            "stopped while waiting for another build of this image",
+            code="cancelled",
+            path=str(path),
+        )
+
+    def images(self) -> Iterator[StoredImage]:
+        """Every image that is whole, by spec digest, each as of when it is reached."""
+        with files.translated(self._index):
+            entries = sorted(self._index.glob("*/*.json"))
+        for entry in entries:
+            found = self.lookup(f"sha256:{entry.stem}")
+            if found is not None:
+                yield found
+
+    def log_path(self, spec_digest: str) -> Path:
+        """A fresh file name for the log of one build; its directory is made."""
+        name = _hex(spec_digest)
+        folder = self._logs / name[:2] / name
+        with files.translated(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        return folder / f"{stamp}-{secrets.token_hex(4)}.log"
+
+    def remove(self, spec_digest: str) -> bool:
+        """Forget a spec's image, and delete the file unless another spec has it.
+
+        :returns: whether there was an entry
+        """
+        entry = self._entry(spec_digest)
+        self._known.pop(spec_digest, None)
+        with files.translated(entry):
+            found = self._read(entry) if entry.exists() else None
+            try:
+                entry.unlink()
+            except FileNotFoundError:
+                return False
+            if found is not None and not self._is_used(found.path):
+                self._discard(found.path.parent)
+        return True
+
+    def _put(self, work: Path, digest: str, size: int) -> Path:
+        """Rename ``work`` to the image's place, unless a whole one is there."""
+        final = self._images / digest[:2] / digest
+        final.parent.mkdir(parents=True, exist_ok=True)
+        for _ in range(_ATTEMPTS):
+            try:
+                work.rename(final)
+            except OSError:
+                if not final.exists():
+                    raise
+                if _is_whole(final / IMAGE, size):
+                    break
+                self._discard(final)
+            else:
+                files.sync_folder(final.parent)
+                break
+        return final / IMAGE
+
+    def _discard(self, folder: Path) -> None:
+        """Take a directory out of sight at once, then delete it."""
+        aside = self._tmp / files.unique("removed")
+        self._tmp.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            folder.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _is_used(self, image: Path) -> bool:
+        entries = self._index.parent.glob("*/*/*.json")
+        return any(f and f.path == image for f in map(self._read, entries))
+
+    def _read(self, entry: Path) -> StoredImage | None:
+        try:
+            text = entry.read_text(encoding="utf-8", errors="replace")
+            manifest = Manifest.from_json(text)
+            name = _hex(manifest.image_digest)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise files.store_error(error, entry) from error
+        except StoreError:
+            return None
+        return StoredImage(self._images / name[:2] / name / IMAGE, manifest)
+
+    def _entry(self, spec_digest: str) -> Path:
+        name = _hex(spec_digest)
+        return self._index / name[:2] / f"{name}.json"
+
+    def _sweep(self) -> None:
+        """Remove what writers that died more than a day ago left behind."""
+        oldest = time.time() - LITTER_SECONDS
+        with contextlib.suppress(OSError):
+            for path in self._tmp.iterdir():
+                with contextlib.suppress(OSError):
+                    if path.lstat().st_mtime > oldest:
+                        continue
+                    if path.is_dir() and not path.is_symlink():
+                        shutil.rmtree(path, ignore_errors=True)
+                    else:
+                        path.unlink()
+
+
+def _hex(digest: str) -> str:
+    found = _DIGEST.match(digest)
+    if found is None:
+        raise StoreError(f"not a digest: {digest!r:.80}", code="digest-invalid")
+    return found[1]
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _has_size(image: StoredImage) -> bool:
+    try:
+        return image.path.stat().st_size == image.manifest.size
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise files.store_error(error, image.path) from error
+
+
+def _has_header(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            start = file.read(_SIF_MAGIC_OFFSET + len(_SIF_MAGIC))
+    except OSError as error:
+        raise files.store_error(error, path) from error
+    return start[_SIF_MAGIC_OFFSET:] == _SIF_MAGIC
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    """Size and content match; ``path`` lies in a directory named by its digest."""
+    try:
+        return path.stat().st_size == size and files.sha256(path) == path.parent.name
+    except OSError:
+        return False

@@ -1,0 +1,126 @@
+"""Writing files so that they are there whole or not at all.
+
+Runs in the endpoint process and in ``gc-apptainer``. Relies on nothing but rename
+within one directory tree, which NFS and Lustre have too. Modes follow the umask, so
+that a group may share a cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+from typing import TYPE_CHECKING, Final
+
+from ..errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+CHUNK_BYTES: Final = 4 * 1024**2
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+
+
+@contextlib.contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn an :exc:`OSError` into a :class:`StoreError` that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise store_error(error, path) from error
+
+
+def store_error(error: OSError, path: Path) -> StoreError:
+    """What a person is told of a failed file operation in the cache."""
+    where = str(error.filename or path)
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        return StoreError(
+            f"there is no room left for images: {reason}",
+            hint="free some room (`gc-apptainer remove`), or move `cache_dir` to a "
+            "larger file system",
+            code="disk-full",
+            path=where,
+        )
+    hint = ""
+    if error.errno in _REFUSED:
+        hint = "`cache_dir` must be writable for the user that the endpoint runs as"
+    return StoreError(
+        f"the image cache cannot be used: {reason}", hint=hint, path=where
+    )
+
+
+def copy_durably(source: Path, target: Path) -> tuple[int, str]:
+    """Copy a file, to disk; returns its size in bytes and its SHA-256 (hex).
+
+    The copy is read again and compared, so that what these say is what is there.
+
+    :raises OSError: it cannot be read or written, or reads back differently (EIO)
+    """
+    digest = hashlib.sha256()
+    size = 0
+    with source.open("rb") as reader, target.open("xb") as writer:
+        while chunk := reader.read(CHUNK_BYTES):
+            digest.update(chunk)
+            writer.write(chunk)
+            size += len(chunk)
+        writer.flush()
+        os.fsync(writer.fileno())
+    if target.stat().st_size != size or sha256(target) != digest.hexdigest():
+        raise OSError(errno.EIO, "the copy differs from the original", str(target))
+    return size, digest.hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content, hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a new file, to disk."""
+    with path.open("x", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_durably(path: Path, text: str, tmp: Path) -> None:
+    """Make ``path`` hold ``text``; a reader sees the old or the new, whole.
+
+    :param tmp: a directory on the same file system
+    """
+    new = tmp / unique(path.name)
+    try:
+        write_durably(new, text)
+        new.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            new.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames in a directory survive a crash, where the file system can."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP, errno.EBADF}:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def unique(name: str) -> str:
+    """A file name that nobody else chooses."""
+    return f"{name}.{os.getpid()}.{secrets.token_hex(8)}"

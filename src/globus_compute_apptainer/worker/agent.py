@@ -1,0 +1,429 @@
+"""The one file of this package that runs inside a container: it executes tasks.
+
+A worker starts it as ``apptainer exec … PYTHON -s agent.py LIBRARY SDK-VERSION
+OUTSIDE``, on whatever Python the image has (hence: syntax of 3.8, the standard library
+only, nothing of ours). LIBRARY is a folder with the host's ``globus_compute_sdk`` and
+``dill``; OUTSIDE names the host's mount namespace.
+
+It is two processes. The *guard* is the one that Apptainer started; its child runs the
+tasks, one after the other. If the worker goes away, however busy or hung the child is,
+the guard ends every process of the container. If the child ends, the guard ends the
+same way (same signal, same code), so that the worker learns how.
+
+They converse in frames (:func:`write_frame`) over standard input and output: the child
+says hello once, then answers every task with one result. Both streams are moved out of
+the way first: a task reads nothing, and what it prints goes to standard error.
+
+The library goes *last* on ``sys.path``, so that the image's own ``dill`` wins. But
+``globus_compute_sdk`` is always the library's, even where the image has one: the wire
+format must be the endpoint's. It appears as a package whose ``__init__`` never runs,
+since that needs all of Globus. The light parts (serializers, errors, shell functions)
+work everywhere; ``Client`` and ``Executor`` in images that have what they need.
+
+Names and statements of :func:`execute_task` and :func:`timeout` are the stock engine's,
+because users see them in tracebacks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import importlib
+import importlib.machinery
+import importlib.util
+import json
+import logging
+import os
+import resource
+import select
+import signal
+import struct
+import sys
+import threading
+import traceback
+import types
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+OLDEST_PYTHON = (3, 9)  # that the SDK's serializers work with
+PRIVATE_FD = 200  # our file descriptors are moved to numbers from here on
+SIZES = struct.Struct("!IQ")  # of header and body
+CHUNK = 1 << 20
+
+SDK_NAMES = {
+    "Client": "globus_compute_sdk.sdk.client",
+    "Executor": "globus_compute_sdk.sdk.executor",
+    "MPIFunction": "globus_compute_sdk.sdk.mpi_function",
+    "ShellFunction": "globus_compute_sdk.sdk.shell_function",
+    "ShellResult": "globus_compute_sdk.sdk.shell_function",
+}
+
+log = logging.getLogger("globus_compute_apptainer.agent")
+
+Frame = Tuple[Dict[str, Any], bytes]
+
+
+def write_frame(fd: int, header: Dict[str, Any], body: bytes = b"") -> None:
+    """Write one frame: two sizes, a JSON object, bytes. The worker uses it, too."""
+    head = json.dumps(header).encode("ascii")
+    first = SIZES.pack(len(head), len(body)) + head
+    for part in (first + body,) if len(body) < CHUNK else (first, body):
+        rest = memoryview(part)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+
+
+def read_frame(read: Callable[[int], bytes]) -> Optional[Frame]:
+    """Read one frame; None at the end of the stream. The worker uses it, too.
+
+    :param read: returns up to so many bytes, none at the end of the stream
+    :raises EOFError: the stream ended inside a frame
+    """
+    start = read(SIZES.size)
+    if not start:
+        return None
+    start += _read_exactly(read, SIZES.size - len(start))
+    head_size, body_size = SIZES.unpack(start)
+    header = json.loads(_read_exactly(read, head_size).decode("ascii"))
+    return header, _read_exactly(read, body_size)
+
+
+def _read_exactly(read: Callable[[int], bytes], size: int) -> bytes:
+    parts = []
+    while size:
+        part = read(min(size, CHUNK))
+        if not part:
+            raise EOFError("the stream ended inside a frame")
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def mount_namespace(pid: str = "self") -> str:
+    """Name of the mount namespace of a process; empty if it is not ours to know."""
+    try:
+        return os.readlink("/proc/%s/ns/mnt" % pid)
+    except OSError:
+        return ""
+
+
+def kill_all(namespace: str, spare: Optional[int] = None) -> None:
+    """Kill what runs in the mount namespace of a container. The worker uses it, too.
+
+    Finds processes that left their group or session. No name, nothing to kill.
+    """
+    for _ in range(3):  # processes may be born while we look
+        found = [
+            int(pid)
+            for pid in os.listdir("/proc")
+            if namespace and pid.isdigit() and mount_namespace(pid) == namespace
+        ]
+        if not set(found) - {spare}:
+            return
+        for pid in found:
+            if pid != spare:
+                kill(pid)
+
+
+def kill(pid: int) -> None:
+    """Kill a process, if it is there and ours."""
+    with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def guard(child: int, inlet: int, outside: str) -> None:
+    """Wait for the child's or the worker's end, and end accordingly."""
+    namespace = mount_namespace()
+    if namespace == outside:
+        namespace = ""  # not in a container: the neighbours are not ours
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(inlet, 0)  # hang-up alone
+        poll.poll()
+        kill(child)
+        kill_all(namespace, spare=os.getpid())
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
+    _, status = os.waitpid(child, 0)
+    kill_all(namespace, spare=os.getpid())
+    if os.WIFSIGNALED(status):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # one core file is enough
+        with contextlib.suppress(OSError):  # SIGKILL's cannot be set
+            signal.signal(os.WTERMSIG(status), signal.SIG_DFL)
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    os._exit(os.WEXITSTATUS(status))
+
+
+class Streams:
+    """The worker's two pipes out of the task's reach, and standard streams for it."""
+
+    def __init__(self) -> None:
+        def private(fd: int) -> int:
+            return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, PRIVATE_FD)
+
+        self.inlet, self.outlet, self._errors = private(0), private(1), private(2)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        self._nothing = private(nothing)
+        os.close(nothing)
+        self.restore()
+
+    def restore(self) -> None:
+        """Make standard streams usable again, whatever a task did to them."""
+        for target, source in enumerate((self._nothing, self._errors, self._errors)):
+            os.dup2(source, target)
+        for name, fd in (("stdout", 1), ("stderr", 2)):
+            stream = getattr(sys, name)
+            if stream is None or getattr(stream, "closed", False):
+                stream = open(fd, "w", errors="replace", closefd=False)  # noqa: SIM115
+                setattr(sys, name, stream)
+
+    def flush(self) -> None:
+        """Send on what a task printed; never fails."""
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # a task may put anything there
+                stream.flush()
+
+    def forget(self) -> None:
+        """Close the pipes, in a process that a task forked."""
+        for fd in (self.inlet, self.outlet):
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+def install_library(library: str, sdk_version: str) -> None:
+    """Make the host's serializers importable without the rest of Globus."""
+
+    def lazily(name: str) -> Any:
+        if name in SDK_NAMES:
+            return getattr(importlib.import_module(SDK_NAMES[name]), name)
+        raise AttributeError("module 'globus_compute_sdk' has no %r" % name)
+
+    for name in ("globus_compute_sdk", "globus_compute_sdk.sdk"):
+        spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
+        spec.submodule_search_locations = [os.path.join(library, *name.split("."))]
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+    package: Any = sys.modules["globus_compute_sdk"]
+    package.sdk = sys.modules["globus_compute_sdk.sdk"]
+    package.__version__ = sdk_version
+    package.__getattr__ = lazily
+    sys.path.append(library)
+    if sys.version_info < (3, 11) and not importlib.util.find_spec("exceptiongroup"):
+        stub: Any = types.ModuleType("exceptiongroup")
+        stub.ExceptionGroup = ExceptionGroupStub
+        sys.modules["exceptiongroup"] = stub
+
+
+class ExceptionGroupStub(Exception):  # noqa: N818
+    """As much of Python 3.11's ``ExceptionGroup`` as the SDK needs."""
+
+    def __str__(self) -> str:
+        message, causes = self.args
+        lines = "".join("\n  %r" % cause for cause in causes)
+        return "%s (%d sub-exceptions)%s" % (message, len(causes), lines)
+
+
+class AppTimeout(Exception):  # noqa: N818
+    """Raised in a task that takes too long; bears the name that users know."""
+
+    __module__ = "parsl.app.errors"
+
+
+class AutoCancelTimer(threading.Timer):
+    """Calls a function, unless the block that it was entered for ends before."""
+
+    def __enter__(self) -> None:
+        self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.cancel()
+
+
+def raise_in(thread: int, kind: Optional[type]) -> None:
+    """Have a thread raise an exception soon, or no longer."""
+    import ctypes
+
+    exception = ctypes.py_object(kind) if kind else None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), exception)
+
+
+def disarm() -> None:
+    """After this, no timeout of an earlier task can strike."""
+    for thread in threading.enumerate():
+        if isinstance(thread, AutoCancelTimer):
+            thread.cancel()
+            thread.join()
+    raise_in(threading.get_ident(), None)
+
+
+def timeout(f: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+    """``f``, interrupted by :class:`AppTimeout` after so many seconds."""
+
+    @functools.wraps(f)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        victim = threading.get_ident()
+        with AutoCancelTimer(seconds, raise_in, (victim, AppTimeout)):
+            return f(*args, **kwargs)
+
+    return wrapper
+
+
+def execute_task(
+    task: Any,
+    allowed: Optional[List[str]],
+    result_serializers: Optional[List[str]],
+    result_size_limit: int,
+) -> Tuple[str, Optional[Tuple[str, str]]]:
+    """Result and None, or the text of an exception and (code, message for the user)."""
+    from globus_compute_sdk.errors import MaxResultSizeExceeded
+    from globus_compute_sdk.serialize import ComputeSerializer
+
+    try:
+        serde = ComputeSerializer(allowed_deserializer_types=allowed)
+        f, f_a, f_k = serde.unpack_and_deserialize(task.task_buffer)
+
+        gc_task_timeout = max(0.0, float(os.environ.get("GC_TASK_TIMEOUT", "0")))
+        if gc_task_timeout > 0.0:
+            f = timeout(f, gc_task_timeout)
+
+        log.debug(
+            "Invoking task (func name: %s, num args: %d, num kwargs: %d)",
+            f.__name__,
+            len(f_a),
+            len(f_k),
+        )
+        raw_result = f(*f_a, **f_k)
+        result = serde.serialize_from_list(raw_result, result_serializers or ())
+
+        res_len = len(result)
+        if res_len > result_size_limit:
+            raise MaxResultSizeExceeded(res_len, result_size_limit)
+        return result, None
+
+    except Exception as exc:
+        return describe(exc, (MaxResultSizeExceeded,))
+
+
+def describe(
+    exc: BaseException, internal: Tuple[type, ...] = ()
+) -> Tuple[str, Tuple[str, str]]:
+    """Text, code and message of an error, worded as the stock engine does.
+
+    The text leaves out the two outermost calls, which are not the user's; of an
+    ``internal`` error it is the ``repr``. The worker uses it, too.
+    """
+    if isinstance(exc, internal):
+        return repr(exc), (type(exc).__name__, "remote error: %s" % exc)
+    tb = exc.__traceback__
+    for _ in range(2):
+        tb = tb.tb_next if tb is not None and tb.tb_next is not None else tb
+    return "".join(traceback.format_exception(type(exc), exc, tb)), (
+        "RemoteExecutionError",
+        "An error occurred during the execution of this task",
+    )
+
+
+class TaskLoop:
+    """The child's work: run tasks, and keep their traces from one another."""
+
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
+        self._lent: List[str] = []
+
+    def serve(self) -> None:
+        """Answer tasks until the worker closes its end."""
+        while True:
+            frame = read_frame(functools.partial(os.read, self._streams.inlet))
+            if frame is None:
+                return
+            header, body = self._answer(*frame)
+            write_frame(self._streams.outlet, header, body)
+
+    def _answer(self, header: Dict[str, Any], body: bytes) -> Frame:
+        self._streams.restore()
+        self._lend(header["env"])
+        try:
+            os.chdir(header["cwd"])
+        except OSError as error:
+            return {"kind": "no-folder", "reason": str(error)}, b""
+        task = types.SimpleNamespace(task_buffer=body.decode("utf-8", "surrogatepass"))
+        arguments = (header["allowed"], header["result_serializers"], header["limit"])
+        try:
+            data, error_details = execute_task(task, *arguments)
+            if "GC_TASK_TIMEOUT" in header["env"]:
+                disarm()
+        except AppTimeout as exc:  # came between the function's end and disarm()
+            data, error_details = describe(exc)
+        finally:
+            self._streams.flush()
+        reply = {"kind": "result", "error": error_details}
+        return reply, data.encode("utf-8", "surrogatepass")
+
+    def _lend(self, variables: Dict[str, str]) -> None:
+        """Set the variables of this task, and unset those of the one before."""
+        for name in self._lent:
+            os.environ.pop(name, None)
+        if not os.path.isdir(variables.get("TMPDIR", "/")):
+            del variables["TMPDIR"]
+        os.environ.update(variables)
+        self._lent = list(variables)
+
+
+def hello(sdk_version: str) -> Dict[str, Any]:
+    """What the worker is told once, ``details`` being part of every result."""
+    import platform
+
+    import dill
+
+    importlib.import_module("globus_compute_sdk.serialize")
+    details = {
+        "os": platform.platform(),
+        "dill_version": dill.__version__,
+        "python_version": platform.python_version(),
+        "globus_compute_sdk_version": sdk_version,
+    }
+    return {"kind": "hello", "namespace": mount_namespace(), "details": details}
+
+
+def work(streams: Streams, library: str, sdk_version: str) -> None:
+    """Be the child, until the worker goes away or a task ends the process."""
+    import faulthandler
+
+    os.register_at_fork(after_in_child=streams.forget)
+    faulthandler.enable()
+    # A task's __main__ is its own, not this file.
+    sys.modules["globus_compute_apptainer_agent"] = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    install_library(library, sdk_version)
+    write_frame(streams.outlet, hello(sdk_version))
+    TaskLoop(streams).serve()
+
+
+def main() -> None:
+    """See the module."""
+    if sys.version_info < OLDEST_PYTHON:
+        found = "%d.%d" % sys.version_info[:2]
+        sys.exit("the image has Python %s; tasks need 3.9 or newer" % found)
+    library, sdk_version, outside = sys.argv[1:]
+    del sys.argv[1:], sys.path[0]  # our folder is not the task's to import from
+    streams = Streams()
+    child = os.fork()
+    if child:
+        os.close(streams.outlet)
+        guard(child, streams.inlet, outside)
+    code: Any = 1
+    try:
+        work(streams, library, sdk_version)
+        code = 0
+    except BaseException as end:
+        traceback.print_exc()
+        if isinstance(end, SystemExit):
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    finally:
+        streams.flush()
+        os._exit(code & 0xFF)
+
+
+if __name__ == "__main__":
+    main()

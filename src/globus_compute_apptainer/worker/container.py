@@ -1,0 +1,253 @@
+"""One warm container: started once, then asked to run tasks, one at a time.
+
+Runs in worker processes. What a worker holds of it is one ``apptainer exec`` process
+in a session of its own, two pipes for frames (see :mod:`.agent`) and a thread that
+copies the container's standard error to the worker's.
+
+Guaranteed: when :meth:`Container.close` has returned, no process of the container and
+no mount is left; if the worker dies without closing, the guard inside sees to it.
+Not guaranteed: a process that is stuck in the kernel goes when it gets unstuck.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from globus_compute_apptainer.errors import TaskError
+from globus_compute_apptainer.worker import agent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from globus_compute_apptainer.worker.launch import Launch
+
+GRACE_SECONDS: Final = 5.0
+TAIL_BYTES: Final = 4096
+TAIL_LINES: Final = 20
+LOOK_SECONDS: Final = 0.25
+STANDARD_ERROR: Final = 2
+
+# What Apptainer says when it cannot start an image, and what to do about it.
+_KNOWN_CAUSES: Final = (
+    (
+        ("image format not recognized", "squashfuse_ll exited", "Input/output error"),
+        "the image file is damaged; ask the endpoint's admin to remove it",
+    ),
+    (
+        ("user namespace", "Operation not permitted"),
+        "this node does not let ordinary users run containers; `gc-apptainer doctor`, "
+        "run there by the endpoint's admin, says what is missing",
+    ),
+    (("No space left on device",), "a file system of this node is full"),
+    (("tasks need 3.9 or newer",), "choose a `base_image` with a newer Python"),
+)
+
+
+class Container:
+    """A running container, or what was one.
+
+    :raises TaskError: it did not start (``container-start-failed``)
+    """
+
+    def __init__(self, launch: Launch, start_timeout: float) -> None:
+        try:
+            self._process = subprocess.Popen(
+                launch.argv,
+                env=dict(launch.env),
+                cwd=launch.folder,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                bufsize=0,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise _not_started(f"cannot start {launch.argv[0]}: {error}") from error
+        self._inlet = _opened(self._process.stdin)
+        self._outlet = _opened(self._process.stdout)
+        self._poll = select.poll()
+        self._poll.register(self._outlet, select.POLLIN)
+        self._errors = StderrPump(_opened(self._process.stderr))
+        self._namespace = ""
+        self.details: Mapping[str, str] = self._await_hello(start_timeout)
+
+    @property
+    def alive(self) -> bool:
+        """Whether a task can be given to it; if not, it has yet to be closed."""
+        return self._process.poll() is None
+
+    def ask(self, header: dict[str, Any], body: bytes) -> agent.Frame:
+        """Have a task run; blocks until it has.
+
+        :raises NotSentError: the container was gone before it had the whole task
+        :raises TaskError: the container ended instead of answering
+            (``container-crashed``); it has been closed
+        """
+        self._errors.forget()
+        try:
+            agent.write_frame(self._inlet.fileno(), header, body)
+        except BrokenPipeError as error:
+            self.close()
+            raise NotSentError from error
+        answer = self._receive(None)
+        if answer is None:
+            raise self._crashed()
+        return answer
+
+    def close(self) -> None:
+        """End the container and everything that runs in it; may be called again."""
+        self._inlet.close()
+        if not self._exited(GRACE_SECONDS):
+            agent.kill_all(self._namespace)
+            self._exited(GRACE_SECONDS if self._namespace else 0)
+        _kill_session(self._process.pid)  # if it was killed, its helpers live on
+        self._process.wait()
+        agent.kill_all(self._namespace)
+        self._errors.finish()
+        self._outlet.close()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of what belongs to the parent."""
+        self._inlet.close()
+        self._outlet.close()
+        self._process.returncode = 0  # not ours to wait for
+
+    def _await_hello(self, seconds: float) -> Mapping[str, str]:
+        frame = self._receive(time.monotonic() + seconds)
+        if frame is None:
+            late = self.alive and not self._exited(0)
+            self.close()
+            ended = describe_end(self._process.returncode)
+            what = f"did not start within {seconds:g} s" if late else "did not start"
+            raise _not_started(
+                f"the container {what}",
+                ended="" if late else ended,
+                tail=self._errors.tail(),
+            )
+        header = frame[0]
+        self._namespace = _foreign(header["namespace"])
+        return {str(name): str(value) for name, value in header["details"].items()}
+
+    def _receive(self, deadline: float | None) -> agent.Frame | None:
+        """The next frame; None if there will be none, or none in time."""
+
+        def read(size: int) -> bytes:
+            while not self._poll.poll(LOOK_SECONDS * 1000):
+                if deadline is not None and time.monotonic() > deadline:
+                    return b""
+                # A process that a task left behind may hold the pipe open.
+                if not self.alive and not self._poll.poll(0):
+                    return b""
+            return os.read(self._outlet.fileno(), size)
+
+        try:
+            return agent.read_frame(read)
+        except EOFError:
+            return None
+
+    def _crashed(self) -> TaskError:
+        self.close()
+        return TaskError(
+            "the container ended while it ran the task",
+            code="container-crashed",
+            ended=describe_end(self._process.returncode),
+            tail=self._errors.tail(),
+        )
+
+    def _exited(self, seconds: float) -> bool:
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+
+class NotSentError(Exception):
+    """The container did not get the task, which may be given to another."""
+
+
+class StderrPump:
+    """Copies a container's standard error to the worker's, and remembers the end."""
+
+    def __init__(self, source: IO[bytes]) -> None:
+        self._source = source
+        self._tail = b""
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._copy, daemon=True)
+        self._thread.start()
+
+    def forget(self) -> None:
+        """From here on, remember only what comes."""
+        with self._lock:
+            self._tail = b""
+
+    def tail(self) -> tuple[str, ...]:
+        """The last lines, without Apptainer's own remarks."""
+        with self._lock:
+            text = self._tail.decode("utf-8", "replace")
+        lines = [line for line in text.splitlines() if not line.startswith("INFO:    ")]
+        return tuple(lines[-TAIL_LINES:])
+
+    def finish(self) -> None:
+        """Wait a little for the rest."""
+        self._thread.join(GRACE_SECONDS)
+
+    def _copy(self) -> None:
+        with self._source as source:
+            while chunk := source.read(65536):
+                with self._lock:
+                    self._tail = (self._tail + chunk)[-TAIL_BYTES:]
+                with contextlib.suppress(OSError):
+                    os.write(STANDARD_ERROR, chunk)
+
+
+def describe_end(returncode: int) -> str:
+    """How a process ended, in words: ``signal SIGSEGV``, ``exit code 3``."""
+    if returncode >= 0:
+        return f"exit code {returncode}"
+    try:
+        return f"signal {signal.Signals(-returncode).name}"
+    except ValueError:
+        return f"signal {-returncode}"
+
+
+def _not_started(
+    message: str, *, ended: str = "", tail: tuple[str, ...] = ()
+) -> TaskError:
+    text = "\n".join(tail)
+    hints = [h for signs, h in _KNOWN_CAUSES if any(sign in text for sign in signs)]
+    return TaskError(
+        message,
+        hint=hints[0] if hints else "",
+        code="container-start-failed",
+        ended=ended,
+        tail=tail,
+    )
+
+
+def _foreign(namespace: str) -> str:
+    """The name, unless it is the worker's own namespace: never kill in that."""
+    return "" if namespace == agent.mount_namespace() else namespace
+
+
+def _kill_session(leader: int) -> None:
+    """Kill a session: Apptainer's processes, which are outside of the container."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            after_name = stat.read_text("latin-1").rpartition(")")[2].split()
+            if int(after_name[3]) == leader:
+                agent.kill(int(stat.parent.name))
+
+
+def _opened(stream: IO[bytes] | None) -> IO[bytes]:
+    if stream is None:
+        raise AssertionError("asked for a pipe")
+    return stream

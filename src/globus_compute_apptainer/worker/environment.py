@@ -1,0 +1,84 @@
+"""Which of the worker's environment variables a task in a container sees.
+
+Runs in worker processes; pure. The container starts with a clean environment: what
+the image sets, what Apptainer sets (``HOME``, ``APPTAINER_*``) and the spec's
+``env``. Before every task the variables of this table are copied from the worker,
+whose values differ from worker to worker and may change between tasks:
+
+====================  =========================================================
+Globus and Parsl      ``GC_*``, ``PARSL_*``
+accelerators          ``CUDA_VISIBLE_DEVICES``, ``CUDA_DEVICE_ORDER``,
+                      ``ROCR_VISIBLE_DEVICES``, ``HIP_VISIBLE_DEVICES``,
+                      ``GPU_DEVICE_ORDINAL``, ``ZE_AFFINITY_MASK``,
+                      ``ZE_ENABLE_PCI_ID_DEVICE_ORDER``,
+                      ``ZE_FLAT_DEVICE_HIERARCHY``
+threads               ``OMP_*``, ``GOMP_*``, ``KMP_*``, ``MKL_NUM_THREADS``,
+                      ``MKL_DYNAMIC``, ``OPENBLAS_NUM_THREADS``,
+                      ``BLIS_NUM_THREADS``, ``NUMEXPR_NUM_THREADS``,
+                      ``NUMEXPR_MAX_THREADS``
+batch system          ``SLURM_*``, ``SLURMD_NODENAME``, ``PBS_*``, ``LSB_*``,
+                      ``SGE_*``, ``FLUX_*``, ``COBALT_*``, ``JOB_ID``,
+                      ``NSLOTS``, ``NHOSTS``, ``PE_HOSTFILE``
+scratch               ``TMPDIR``, if that folder exists inside
+====================  =========================================================
+
+Two more are set for each task as the stock engine sets them: ``GC_TASK_UUID``, and
+``GC_TASK_SANDBOX_DIR`` in a sandbox. A variable in the spec's ``env`` wins over the
+worker's, except over ``GC_TASK_*``: those are facts about the task.
+
+Never copied, not even from the families above: whatever is named like a credential
+(``*TOKEN*``, ``*SECRET*``, ``*PASSWORD*``, ``*CREDENTIAL*``, ``*COOKIE*``, ``*JWT*``,
+``*_KEY``). Nor is anything that is not in the table, such as ``PATH``,
+``PYTHONPATH``, ``LD_LIBRARY_PATH`` or ``VIRTUAL_ENV``, which speak of the host.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_FAMILIES: Final = "GC PARSL OMP GOMP KMP SLURM PBS LSB SGE FLUX COBALT".split()
+_NAMES: Final = """
+    CUDA_VISIBLE_DEVICES CUDA_DEVICE_ORDER ROCR_VISIBLE_DEVICES HIP_VISIBLE_DEVICES
+    GPU_DEVICE_ORDINAL ZE_AFFINITY_MASK ZE_ENABLE_PCI_ID_DEVICE_ORDER
+    ZE_FLAT_DEVICE_HIERARCHY
+    MKL_NUM_THREADS MKL_DYNAMIC OPENBLAS_NUM_THREADS BLIS_NUM_THREADS
+    NUMEXPR_NUM_THREADS NUMEXPR_MAX_THREADS
+    SLURMD_NODENAME JOB_ID NSLOTS NHOSTS PE_HOSTFILE
+    TMPDIR
+""".split()
+_PASSED: Final = re.compile(
+    rf"(?!.*(?:TOKEN|SECRET|PASSW|CREDENTIAL|COOKIE|JWT|_KEY\Z))"
+    rf"(?:(?:{'|'.join(_FAMILIES)})_.*|{'|'.join(_NAMES)})\Z",
+    re.DOTALL,
+)
+_ABOUT_THE_TASK: Final = "GC_TASK_"
+
+
+def task_environment(
+    worker: Mapping[str, str],
+    *,
+    task_id: str,
+    sandbox: str | None,
+    spec: Iterable[str] = (),
+) -> dict[str, str]:
+    """The variables to set for one task, on top of the container's own.
+
+    :param worker: the worker's environment
+    :param sandbox: the task's own folder, if tasks run in one
+    :param spec: names that the spec's ``env`` sets
+    """
+    theirs = {name for name in spec if not name.startswith(_ABOUT_THE_TASK)}
+    passed = {
+        name: value
+        for name, value in worker.items()
+        if _PASSED.match(name) and name not in theirs
+    }
+    passed.pop("GC_TASK_SANDBOX_DIR", None)
+    passed["GC_TASK_UUID"] = task_id
+    if sandbox is not None:
+        passed["GC_TASK_SANDBOX_DIR"] = sandbox
+    return passed

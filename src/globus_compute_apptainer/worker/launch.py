@@ -1,0 +1,116 @@
+"""How a container for tasks is started: its command line and its environment.
+
+Runs in worker processes. Bound into every container, read-only, under ``/.gca``: our
+agent, and the SDK's serializers and ``dill`` from the worker's own environment, so
+that the image needs nothing but a Python. The folder that tasks run in is bound
+writable at its own path; ``/tmp`` and the home directory are there as Apptainer's
+configuration has it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from globus_compute_apptainer.build.apptainer import Apptainer, bind
+from globus_compute_apptainer.errors import TaskError
+from globus_compute_apptainer.worker import agent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from globus_compute_apptainer.worker.order import ContainerOrder
+
+INSIDE: Final = "/.gca"
+BOUND_PACKAGES: Final = ("globus_compute_sdk", "dill")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A program to start: arguments, environment, and the folder to start it in."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    folder: str
+
+
+def launch(order: ContainerOrder, run_dir: str) -> Launch:
+    """The program that starts the agent in the container of ``order``.
+
+    :param run_dir: absolute path of the folder that tasks run in; it exists
+    :raises TaskError: the image cannot run tasks (``no-python``), or is not what
+        it was when it was ordered (``image-missing``)
+    :raises HostError: there is no usable Apptainer on this machine
+    """
+    python = _python(order)
+    _check_image(order)
+    apptainer = _apptainer(order.apptainer)
+    sdk_version = importlib.metadata.version("globus-compute-sdk")
+    argv = apptainer.exec_argv(
+        order.image,
+        [
+            *(python, "-s", f"{INSIDE}/agent.py"),
+            *(f"{INSIDE}/library", sdk_version, agent.mount_namespace()),
+        ],
+        binds=[*_own_binds(), bind(run_dir), *order.binds],
+        gpu=order.gpu,
+        options=order.options,
+        cwd=run_dir,
+    )
+    inside = {**dict(order.env), "PYTHONNOUSERSITE": "1"}
+    return Launch(tuple(argv), apptainer.environment(inside=inside), run_dir)
+
+
+def _python(order: ContainerOrder) -> str:
+    if order.python is None:
+        raise TaskError(
+            f"the image made from {order.base} has no Python, and tasks need one",
+            hint="choose a `base_image` with Python 3.9 or newer, or leave it out and "
+            'name the version that you want, such as `python: "3.11"`',
+            code="no-python",
+        )
+    return order.python
+
+
+def _check_image(order: ContainerOrder) -> None:
+    path = Path(order.image)
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        found = f"cannot be read: {error.strerror}"
+    else:
+        if size == order.size:
+            return
+        found = f"has {size} bytes instead of {order.size}"
+    raise TaskError(
+        f"the container image {path} {found}",
+        hint="submit the task again; if it stays so, the endpoint's `cache_dir` may "
+        "not be shared with its compute nodes",
+        code="image-missing",
+    )
+
+
+@functools.cache
+def _apptainer(program: str | None) -> Apptainer:
+    return Apptainer.find(program)
+
+
+@functools.cache
+def _own_binds() -> tuple[str, ...]:
+    packages = [
+        bind(_folder_of(name), f"{INSIDE}/library/{name}", read_only=True)
+        for name in BOUND_PACKAGES
+    ]
+    source = Path(agent.__file__).resolve()
+    return (bind(source, f"{INSIDE}/agent.py", read_only=True), *packages)
+
+
+def _folder_of(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError(f"the worker's Python environment lacks {package}")
+    return Path(next(iter(spec.submodule_search_locations))).resolve()

@@ -1,0 +1,108 @@
+"""What the engine tells a worker about the container that a task runs in.
+
+Made in the endpoint process, read in worker processes. It crosses Parsl as a plain
+dictionary (:meth:`ContainerOrder.to_wire`), so that the two sides agree on words
+rather than on a pickled class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping
+
+FORMAT: Final = 1
+
+
+@dataclass(frozen=True)
+class ContainerOrder:
+    """A ready image and how to run it.
+
+    :param image: path of the SIF on the machine that runs the task
+    :param size: bytes that the file must have
+    :param spec_digest: identity of what was asked for
+    :param image_digest: identity of what was built
+    :param base: reference of the base image, for people
+    :param cache: where the image came from: ``hit``, ``built`` or ``shared``
+    :param build_seconds: what building it took, whoever waited for it
+    :param apptainer_version: of the Apptainer that built it
+    :param python: absolute path of the Python inside; None if it has none
+    :param python_version: such as ``3.11.2``
+    :param gpu: ``nvidia`` or ``rocm``: run with the host's driver libraries
+    :param binds: further binds, as Apptainer's ``--bind`` takes them
+    :param env: the spec's variables for the running task
+    :param options: further options of ``apptainer exec``, from the admin
+    :param warm_per_worker: how many containers a worker keeps, this one included
+    :param start_timeout: seconds that a container may take to start
+    :param apptainer: path of the program on the worker's machine; None: search PATH
+    """
+
+    image: str
+    size: int
+    spec_digest: str
+    image_digest: str
+    base: str
+    cache: str
+    build_seconds: float
+    apptainer_version: str
+    python: str | None
+    python_version: str | None
+    gpu: str | None = None
+    binds: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    options: tuple[str, ...] = ()
+    warm_per_worker: int = 2
+    start_timeout: float = 120.0
+    apptainer: str | None = None
+
+    @property
+    def run_key(self) -> Hashable:
+        """Two orders with the same key may share a warm container."""
+        return (self.image, self.gpu, self.binds, self.env, self.options)
+
+    def summary(self) -> dict[str, Any]:
+        """What the result says about the container, as ``details["container"]``."""
+        return {
+            "spec_digest": self.spec_digest,
+            "image": self.image_digest,
+            "base": self.base,
+            "cache": self.cache,
+            "build_seconds": self.build_seconds,
+            "apptainer_version": self.apptainer_version,
+        }
+
+    def to_wire(self) -> dict[str, Any]:
+        """Plain data for Parsl to carry; see :meth:`from_wire`."""
+        fields = dataclasses.asdict(self)
+        for name in ("binds", "options"):
+            fields[name] = list(fields[name])
+        return {**fields, "env": [list(pair) for pair in self.env], "format": FORMAT}
+
+    @classmethod
+    def from_wire(cls, wire: Mapping[str, Any]) -> ContainerOrder:
+        """The order that :meth:`to_wire` was called on.
+
+        :raises ValueError: endpoint and worker run different versions of this package
+        """
+        fields = dict(wire)
+        if fields.pop("format", None) != FORMAT:
+            raise ValueError(
+                "endpoint and worker run different versions of globus-compute-apptainer"
+                f" (container order format {wire.get('format')!r}, expected {FORMAT})"
+            )
+        try:
+            return cls(
+                **{
+                    **fields,
+                    "binds": tuple(fields.get("binds", ())),
+                    "options": tuple(fields.get("options", ())),
+                    "env": tuple(
+                        (name, value) for name, value in fields.get("env", ())
+                    ),
+                }
+            )
+        except TypeError as error:
+            raise ValueError(f"malformed container order: {error}") from None

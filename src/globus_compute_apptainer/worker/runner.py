@@ -1,0 +1,233 @@
+"""What a worker calls for a task that runs in a container.
+
+Runs in the HTEX worker processes of the endpoint's nodes, in the place of the stock
+engine's ``execute_task``, whose contract it keeps: the same arguments, checks,
+messages and error texts. Unlike that one it changes neither the working directory nor
+the environment of the worker: the container's side does (:mod:`.agent`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import logging
+import os
+import pathlib
+import platform
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import dill
+from globus_compute_common import messagepack
+from globus_compute_common.messagepack.message_types import Result, Task, TaskTransition
+from globus_compute_common.tasks import ActorName, TaskState
+
+from globus_compute_apptainer.errors import ContainerError, TaskError
+from globus_compute_apptainer.worker import agent
+from globus_compute_apptainer.worker.container import Container, NotSentError
+from globus_compute_apptainer.worker.environment import task_environment
+from globus_compute_apptainer.worker.launch import launch
+from globus_compute_apptainer.worker.order import ContainerOrder
+from globus_compute_apptainer.worker.warm import WarmPool
+
+if TYPE_CHECKING:
+    import uuid
+    from collections.abc import Mapping
+
+log = logging.getLogger(__name__)
+
+RESULT_SIZE_LIMIT: Final = 10 * 1024 * 1024
+SMALLEST_LIMIT: Final = 128
+
+_pool: Final = WarmPool()
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a task.
+
+    :param data: the serialized result, or the text of the error
+    :param error: code and message for the user
+    :param details: facts about where it ran
+    """
+
+    data: str
+    error: tuple[str, str] | None
+    details: Mapping[str, Any]
+
+
+class CouldNotExecuteUserTaskError(Exception):
+    """The stock engine's error for what is not a task; users see its name."""
+
+
+def run(
+    packed_task: bytes,
+    task_id: uuid.UUID,
+    endpoint_id: uuid.UUID | None = None,
+    *,
+    run_dir: str | os.PathLike[str],
+    result_size_limit: int = RESULT_SIZE_LIMIT,
+    run_in_sandbox: bool = False,
+    task_deserializers: list[str] | None = None,
+    result_serializers: list[str] | None = None,
+    container: dict[str, Any],
+) -> bytes:
+    """Execute a task in a container; arguments as of the stock ``execute_task``.
+
+    :param container: :meth:`.ContainerOrder.to_wire` of the container to run it in
+    :returns: a packed ``Result``, also where the container is at fault
+    """
+    exec_start = _transition(TaskState.EXEC_START)
+    _check_deserializers(tuple(task_deserializers or ()))
+    order = ContainerOrder.from_wire(container)
+    log.info("%s: Preparing to execute task in %s", task_id, order.image)
+    if result_size_limit < SMALLEST_LIMIT:
+        raise ValueError(
+            f"Invalid result limit; must be at least 128 bytes ({result_size_limit=})"
+        )
+    base_dir, task_dir = _make_folders(run_dir, str(task_id) if run_in_sandbox else "")
+    header = {
+        "cwd": task_dir,
+        "env": task_environment(
+            os.environ,
+            task_id=str(task_id),
+            sandbox=task_dir if run_in_sandbox else None,
+            spec=[name for name, _ in order.env],
+        ),
+        "limit": result_size_limit,
+        "allowed": task_deserializers,
+        "result_serializers": result_serializers,
+    }
+    outcome = _execute(packed_task, header, order, base_dir)
+    return _pack(task_id, endpoint_id, order, outcome, exec_start)
+
+
+def _execute(
+    packed_task: bytes, header: dict[str, Any], order: ContainerOrder, run_dir: str
+) -> Outcome:
+    try:
+        task = messagepack.unpack(packed_task)
+        if not isinstance(task, Task):
+            msg = f"[{len(packed_task)} bytes] 0x{packed_task[:8].hex()}..."
+            raise CouldNotExecuteUserTaskError(
+                f"Non Task-type message received: {type(task).__name__} (from: {msg})"
+            )
+    except Exception as error:  # noqa: BLE001  # whatever it is, the user is told
+        text, details = agent.describe(error, (CouldNotExecuteUserTaskError,))
+        return Outcome(text, details, _expected_details(order))
+    try:
+        return _execute_inside(task.task_buffer, header, order, run_dir)
+    except TaskError as error:
+        return _failure(_with_hint(error, order), order)
+    except ContainerError as error:
+        return _failure(error, order)
+
+
+def _execute_inside(
+    task_buffer: str, header: dict[str, Any], order: ContainerOrder, run_dir: str
+) -> Outcome:
+    """Run the task in a warm container, or in a new one where that has gone."""
+
+    def start() -> Container:
+        return Container(launch(order, run_dir), order.start_timeout)
+
+    key = (order.run_key, run_dir)
+    body = task_buffer.encode("utf-8", "surrogatepass")
+    try:
+        with _pool.lease(key, start, order.warm_per_worker) as container:
+            answer, data = container.ask(header, body)
+    except NotSentError:
+        with _pool.lease(key, start, order.warm_per_worker) as container:
+            answer, data = container.ask(header, body)
+    if answer["kind"] == "no-folder":
+        raise TaskError(
+            f"the task's folder cannot be used in the container: {answer['reason']}",
+            hint="the endpoint's `working_dir` must be on a file system that "
+            "Apptainer may bind",
+            code="no-working-directory",
+        )
+    error = (answer["error"][0], answer["error"][1]) if answer["error"] else None
+    return Outcome(data.decode("utf-8", "surrogatepass"), error, container.details)
+
+
+def _failure(error: ContainerError, order: ContainerOrder) -> Outcome:
+    return Outcome(str(error), (error.code, error.message), _expected_details(order))
+
+
+def _with_hint(error: TaskError, order: ContainerOrder) -> TaskError:
+    """Name what often makes a Python crash: code compiled by another version."""
+    theirs = ".".join((order.python_version or "").split(".")[:2])
+    ours = ".".join(platform.python_version_tuple()[:2])
+    if not error.ended.startswith("signal") or error.hint or theirs == ours:
+        return error
+    hint = (
+        f"the image has Python {theirs}, the endpoint {ours}: functions serialized as "
+        "bytecode crash on a Python other than that which made them; send the source "
+        "(`ComputeSerializer(strategy_code=AllCodeStrategies())`) or ask for an image "
+        "with your Python (`python` in the container spec)"
+    )
+    return dataclasses.replace(error, hint=hint)
+
+
+def _make_folders(run_dir: str | os.PathLike[str], sandbox: str) -> tuple[str, str]:
+    """The folder for tasks in general, and the one for this task, which exists."""
+    base_dir = pathlib.Path(run_dir)
+    if not base_dir.is_absolute():
+        raise ValueError(f"Absolute path required.  Received: {run_dir=}")
+    base_dir = base_dir.resolve()
+    task_dir = base_dir / sandbox
+    task_dir.mkdir(parents=True, exist_ok=True)
+    return str(base_dir), str(task_dir)
+
+
+@functools.cache
+def _check_deserializers(allowed: tuple[str, ...]) -> None:
+    """Refuse an unknown one before anything runs, with the SDK's own error."""
+    if allowed:
+        from globus_compute_sdk.serialize import ComputeSerializer  # noqa: PLC0415
+
+        ComputeSerializer(allowed_deserializer_types=allowed)
+
+
+def _expected_details(order: ContainerOrder) -> dict[str, str]:
+    """What the container would have said of itself, as far as that is known.
+
+    Without versions the SDK would blame a difference of versions.
+    """
+    return {
+        "os": platform.platform(),
+        "dill_version": dill.__version__,
+        "python_version": order.python_version or platform.python_version(),
+        "globus_compute_sdk_version": importlib.metadata.version("globus-compute-sdk"),
+    }
+
+
+def _pack(
+    task_id: uuid.UUID,
+    endpoint_id: uuid.UUID | None,
+    order: ContainerOrder,
+    outcome: Outcome,
+    exec_start: TaskTransition,
+) -> bytes:
+    details = {**outcome.details, "endpoint_id": endpoint_id}
+    message: dict[str, Any] = {
+        "task_id": task_id,
+        "data": outcome.data,
+        "details": {**details, "container": order.summary()},
+    }
+    if outcome.error is not None:
+        log.error("%s: Task failed: %s", task_id, outcome.data)
+        code, user_message = outcome.error
+        message["exception"] = outcome.data
+        message["error_details"] = {"code": code, "user_message": user_message}
+    exec_end = _transition(TaskState.EXEC_END)
+    message["task_statuses"] = [exec_start, exec_end]
+    nanoseconds = exec_end.timestamp - exec_start.timestamp
+    log.info("%s: Task processing completed in %d ns", task_id, nanoseconds)
+    packed: bytes = messagepack.pack(Result(**message))
+    return packed
+
+
+def _transition(state: TaskState) -> TaskTransition:
+    return TaskTransition(timestamp=time.time_ns(), state=state, actor=ActorName.WORKER)

@@ -1,0 +1,80 @@
+"""The warm containers of one worker process.
+
+Runs in worker processes. Tasks with the same run key reuse a container, whose Python
+has its modules imported already; the least recently used one makes room for another.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from globus_compute_apptainer.worker.container import Container
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator
+
+
+class WarmPool:
+    """Containers by key, at most so many idle ones besides those in use.
+
+    Safe for threads: a container in use belongs to one of them, and a second with the
+    same key gets a container of its own. Safe for forks: a child starts empty.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: dict[Hashable, Container] = {}  # least recently used first
+        atexit.register(self.close)
+        os.register_at_fork(after_in_child=self._start_empty)
+
+    @contextmanager
+    def lease(
+        self, key: Hashable, start: Callable[[], Container], limit: int
+    ) -> Iterator[Container]:
+        """A running container for ``key``, started if there is none.
+
+        :param limit: how many containers to keep, this one included
+        """
+        container = self._take(key, room_for=max(limit, 1) - 1) or start()
+        try:
+            yield container
+        finally:
+            self._give_back(key, container)
+
+    def close(self) -> None:
+        """End all idle containers."""
+        with self._lock:
+            leaving, self._idle = list(self._idle.values()), {}
+        for container in leaving:
+            container.close()
+
+    def _take(self, key: Hashable, *, room_for: int) -> Container | None:
+        with self._lock:
+            container = self._idle.pop(key, None)
+            surplus = list(self._idle)[: max(len(self._idle) - room_for, 0)]
+            leaving = [self._idle.pop(old) for old in surplus]
+            if container is not None and not container.alive:
+                leaving.append(container)
+                container = None
+        for old in leaving:
+            old.close()
+        return container
+
+    def _give_back(self, key: Hashable, container: Container) -> None:
+        with self._lock:
+            keep = container.alive and key not in self._idle
+            if keep:
+                self._idle[key] = container
+        if not keep:
+            container.close()
+
+    def _start_empty(self) -> None:
+        inherited = list(self._idle.values())
+        self._lock = threading.Lock()
+        self._idle = {}
+        for container in inherited:
+            container.abandon()

@@ -1,0 +1,307 @@
+"""The engine on real parts: Parsl's HTEX with worker processes, and Apptainer."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from globus_compute_endpoint.engines import GCFuture
+from globus_compute_sdk.serialize import ComputeSerializer
+from parsl.providers import LocalProvider
+
+from globus_compute_apptainer.endpoint.engine import ApptainerEngine
+
+MakeEngine = Callable[..., ApptainerEngine]
+
+
+def double(x: int) -> int:
+    return x * 2
+
+
+def where_am_i(*_: int) -> dict[str, Any]:
+    import importlib.util
+    import os
+    import sys
+
+    with open("/etc/os-release") as release:
+        name = next(line for line in release if line.startswith("PRETTY_NAME"))
+    return {
+        "pid": os.getpid(),
+        "inside": "APPTAINER_CONTAINER" in os.environ,
+        "python": sys.version_info[:2],
+        "os": name,
+        "cwd": os.getcwd(),
+        "humanize": importlib.util.find_spec("humanize") is not None,
+        "endpoint": importlib.util.find_spec("globus_compute_endpoint") is not None,
+    }
+
+
+@pytest.fixture(scope="module")
+def make_engine(
+    tmp_path_factory: pytest.TempPathFactory, registry: str
+) -> Iterator[MakeEngine]:
+    made: list[ApptainerEngine] = []
+    cache = tmp_path_factory.mktemp("cache")
+
+    def make(
+        containers: dict[str, Any] | None = None, **kwargs: Any
+    ) -> ApptainerEngine:
+        block = {
+            "cache_dir": str(cache),
+            "build": {"http_registries": [registry], "timeout": "10m"},
+            **(containers or {}),
+        }
+        engine = ApptainerEngine(
+            address="127.0.0.1",
+            max_workers_per_node=2,
+            provider=LocalProvider(init_blocks=1, min_blocks=0, max_blocks=1),
+            containers=block,
+            job_status_kwargs={"max_idletime": 0, "strategy_period": 0.2},
+            **{"heartbeat_period": 2, **kwargs},
+        )
+        made.append(engine)
+        run_dir = tmp_path_factory.mktemp("run")
+        engine.start(endpoint_id=uuid.uuid4(), run_dir=str(run_dir), monitored=True)
+        return engine
+
+    yield make
+    for engine in made:
+        engine.shutdown()
+
+
+@pytest.fixture(scope="module")
+def engine(make_engine: MakeEngine) -> ApptainerEngine:
+    return make_engine()
+
+
+@pytest.fixture
+def submit(pack_task: Any) -> Callable[..., GCFuture]:
+    def submit(
+        engine: ApptainerEngine, spec: object, function: Any, *args: Any
+    ) -> GCFuture:
+        task_id, packed = pack_task(function, *args)
+        future = GCFuture(task_id)
+        resources = {} if spec is None else {"container": spec}
+        engine.submit(future, packed, resources)
+        return future
+
+    return submit
+
+
+@pytest.fixture
+def value(unpack_result: Any) -> Callable[[GCFuture], Any]:
+    def value(future: GCFuture, timeout: float = 300) -> Any:
+        result = unpack_result(future.result(timeout))
+        assert not result.is_error, result.data
+        return ComputeSerializer().deserialize(result.data)
+
+    return value
+
+
+@pytest.fixture
+def spec(registry: str) -> dict[str, Any]:
+    return {"base_image": f"{registry}/python:3.11-slim", "pip": ["humanize"]}
+
+
+def test_a_task_without_a_spec_runs_on_the_host(engine, submit, value) -> None:
+    found = value(submit(engine, None, where_am_i))
+    assert not found["inside"]
+    assert found["endpoint"]
+
+
+@pytest.mark.apptainer
+def test_fifty_tasks_with_one_new_spec_cost_one_build(
+    engine, submit, value, spec
+) -> None:
+    built = engine.get_status_report().global_state["containers"]["built"]
+    futures = [submit(engine, spec, double, n) for n in range(50)]
+    assert [value(f) for f in futures] == [2 * n for n in range(50)]
+    counts = engine.get_status_report().global_state["containers"]
+    assert counts["built"] == built + 1
+    assert counts["waiting_tasks"] == 0
+
+
+@pytest.mark.apptainer
+def test_a_task_runs_inside_its_image_with_nothing_of_globus_in_it(
+    engine, submit, value, spec
+) -> None:
+    found = value(submit(engine, spec, where_am_i))
+    assert found["inside"]
+    assert found["humanize"]
+    assert not found["endpoint"]
+    assert found["cwd"] == str(engine.working_dir)
+
+
+@pytest.mark.apptainer
+def test_details_come_from_inside_and_name_the_container(
+    engine, submit, unpack_result, spec
+) -> None:
+    result = unpack_result(submit(engine, spec, double, 1).result(300))
+    assert result.details["python_version"].startswith("3.11.")
+    assert result.details["endpoint_id"] == engine.endpoint_id
+    container = result.details["container"]
+    assert container["spec_digest"].startswith("sha256:")
+    assert container["cache"] in {"hit", "built", "shared"}
+    states = [status.state.name for status in result.task_statuses]
+    assert states == ["EXEC_START", "EXEC_END"]
+
+
+@pytest.mark.apptainer
+def test_a_warm_container_serves_many_tasks(engine, submit, value, spec) -> None:
+    value(submit(engine, spec, double, 1))
+    pids = {value(submit(engine, spec, where_am_i))["pid"] for _ in range(10)}
+    assert len(pids) <= 2  # one per worker
+
+
+@pytest.mark.apptainer
+def test_good_bad_and_plain_tasks_side_by_side(
+    engine, submit, value, unpack_result, spec, registry
+) -> None:
+    bad = {**spec, "pip": ["no-such-package-xyz"]}
+    lost = {"base_image": f"{registry}/no-such-image:1"}
+    down = {"base_image": "127.0.0.1:9/python:3.11-slim"}
+    futures = {
+        "pip": submit(engine, bad, double, 1),
+        "base": submit(engine, lost, double, 1),
+        "down": submit(engine, down, double, 1),
+        "spec": submit(engine, {"pipp": []}, double, 1),
+    }
+    assert value(submit(engine, spec, double, 4)) == 8
+    assert value(submit(engine, None, double, 4)) == 8
+    errors = {key: unpack_result(f.result(300)) for key, f in futures.items()}
+    codes = {key: error.error_details.code for key, error in errors.items()}
+    assert codes == {
+        "pip": "package-not-found",
+        "base": "base-not-found",
+        "down": "registry-unreachable",
+        "spec": "spec-invalid",
+    }
+    assert "stage: pip" in errors["pip"].data
+    assert "no-such-package-xyz" in errors["pip"].data
+    assert value(submit(engine, spec, double, 5)) == 10
+
+
+@pytest.mark.apptainer
+def test_monitoring_places_container_tasks_too(engine, submit, value, spec) -> None:
+    future = submit(engine, spec, slow_double, 3)
+    assert value(future) == 6
+    assert future.block_id is not None
+    assert future.job_id is not None
+
+
+def slow_double(x: int) -> int:
+    # Long enough for the 0.2 s monitoring period to see the task on its worker.
+    import time
+
+    time.sleep(2)
+    return x * 2
+
+
+def test_hand_overs_from_many_threads_reach_a_real_executor(
+    engine, submit, value
+) -> None:
+    """Parsl's outgoing socket is not safe between threads; the engine's lock is."""
+    start, futures = threading.Barrier(16), []
+
+    def flood() -> None:
+        start.wait()
+        futures.extend([submit(engine, None, double, n) for n in range(60)])
+
+    threads = [threading.Thread(target=flood) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(value(future) for future in futures) == 16 * 2 * sum(range(60))
+
+
+@pytest.mark.apptainer
+def test_hand_overs_from_builds_retries_and_the_task_thread_mix(
+    engine, submit, value, spec
+) -> None:
+    value(submit(engine, spec, double, 1))
+    specs = [{**spec, "post": None, "env": {"N": str(n)}} for n in range(2)]
+    start, futures = threading.Barrier(8), []
+
+    def flood(which: object) -> None:
+        start.wait()
+        futures.extend([submit(engine, which, double, n) for n in range(40)])
+
+    kinds = [None, None, None, None, *specs, *specs]
+    threads = [threading.Thread(target=flood, args=(kind,)) for kind in kinds]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(value(future) for future in futures) == 8 * 2 * sum(range(40))
+
+
+def test_the_working_directory_does_not_nest(engine, submit, value) -> None:
+    """Upstream: ``test_engine_working_dir``."""
+    first = value(submit(engine, None, where_am_i))["cwd"]
+    assert value(submit(engine, None, where_am_i))["cwd"] == first
+
+
+@pytest.mark.apptainer
+def test_a_lost_worker_is_retried_in_its_container(
+    make_engine, submit, value, spec, tmp_path
+) -> None:
+    """Upstream: ``test_gcengine_retries``; here a worker really dies."""
+    engine = make_engine(max_retries_on_system_failure=2)
+    once = tmp_path / "once"
+    future = submit(engine, spec, kill_the_worker_once, str(once))
+    assert value(future) == "second attempt"
+
+
+def kill_the_worker_once(marker: str) -> str:
+    import os
+    import signal
+
+    if os.path.exists(marker):
+        return "second attempt"
+    with open(marker, "w"):
+        pass
+    # The worker is the process that started this container.
+    pid = os.getppid()
+    while True:
+        with open(f"/proc/{pid}/status") as status:
+            fields = dict(line.split(":\t", 1) for line in status)
+        with open(f"/proc/{pid}/cmdline", "rb") as cmdline:
+            text = cmdline.read()
+        if b"process_worker_pool" in text or b"HTEX" in text:
+            break
+        pid = int(fields["PPid"])
+    os.kill(pid, signal.SIGKILL)
+    signal.pause()
+    return "unreachable"
+
+
+def test_shutting_down_leaves_no_process(make_engine, submit, value) -> None:
+    engine = make_engine()
+    value(submit(engine, None, double, 1))
+    mine = f"{engine.run_dir}".encode()
+    assert _processes_naming(mine)
+    engine.shutdown()
+    deadline = time.monotonic() + 30
+    while _processes_naming(mine) and time.monotonic() < deadline:
+        threading.Event().wait(0.05)
+    assert _processes_naming(mine) == []
+
+
+def _processes_naming(text: bytes) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if text in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found

@@ -1,0 +1,143 @@
+"""Running tasks in real containers, and on the stock engine for comparison."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from globus_compute_common import messagepack
+from globus_compute_common.messagepack.message_types import Result, Task
+from globus_compute_sdk.serialize import ComputeSerializer, PureSourceTextInspect
+from globus_compute_sdk.serialize.concretes import DEFAULT_STRATEGY_CODE
+
+from globus_compute_apptainer.worker import runner
+from globus_compute_apptainer.worker.order import ContainerOrder
+
+ENDPOINT = uuid.UUID("11111111-2222-3333-4444-555555555555")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function call as the SDK would submit it."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    kwargs: tuple[tuple[str, Any], ...] = ()
+    code: Any = None
+
+    def packed(self, task_id: uuid.UUID) -> bytes:
+        by_source = hasattr(self.function, "__code__")
+        code = self.code or (
+            PureSourceTextInspect() if by_source else DEFAULT_STRATEGY_CODE
+        )
+        serializer = ComputeSerializer(strategy_code=code)
+        parts = (self.function, self.args, dict(self.kwargs))
+        buffer = serializer.pack_buffers([serializer.serialize(p) for p in parts])
+        return messagepack.pack(Task(task_id=task_id, task_buffer=buffer))
+
+
+def value(result: Result) -> Any:
+    """What the user's future would hold."""
+    assert result.error_details is None, result.data
+    return ComputeSerializer().deserialize(result.data)
+
+
+class Inside:
+    """Runs functions in a container of ``order``, which tests may replace."""
+
+    def __init__(self, order: ContainerOrder, run_dir: Path) -> None:
+        self.order = order
+        self.run_dir = run_dir
+
+    def with_order(self, **changes: Any) -> Inside:
+        return Inside(replace(self.order, **changes), self.run_dir)
+
+    def message(self, packed: bytes, task_id: uuid.UUID, **options: Any) -> Result:
+        options.setdefault("run_dir", self.run_dir)
+        wire = self.order.to_wire()
+        answer = runner.run(packed, task_id, ENDPOINT, container=wire, **options)
+        message = messagepack.unpack(answer)
+        assert isinstance(message, Result)
+        return message
+
+    def call(self, call: Call, **options: Any) -> Result:
+        task_id = uuid.uuid4()
+        return self.message(call.packed(task_id), task_id, **options)
+
+    def result(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Result:
+        return self.call(Call(function, args, tuple(kwargs.items())))
+
+    def value(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return value(self.result(function, *args, **kwargs))
+
+
+@pytest.fixture
+def order(python_sif: Path) -> ContainerOrder:
+    return ContainerOrder(
+        image=str(python_sif),
+        size=python_sif.stat().st_size,
+        spec_digest="sha256:" + "1" * 64,
+        image_digest="sha256:" + "2" * 64,
+        base="docker://python:3.11-slim",
+        cache="hit",
+        build_seconds=1.5,
+        apptainer_version="1.4.5",
+        python="/usr/bin/python3",
+        python_version="3.11.2",
+    )
+
+
+@pytest.fixture
+def inside(order: ContainerOrder, tmp_path_factory) -> Inside:
+    """One run directory for all tests, so that they share a warm container."""
+    run_dir = tmp_path_factory.getbasetemp() / "tasks_working_dir"
+    return Inside(order, run_dir)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def close_containers() -> Iterator[None]:
+    yield
+    runner._pool.close()
+
+
+def _stock(environment: dict[str, str], *args: Any, **kwargs: Any) -> bytes:
+    from globus_compute_endpoint.engines.helper import execute_task
+
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        return execute_task(*args, **kwargs)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def stock_process() -> Iterator[Any]:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        yield pool
+
+
+@pytest.fixture
+def stock(stock_process, inside: Inside) -> Callable[..., Result]:
+    """Run a message on the stock engine's ``execute_task``, in its own process."""
+
+    def message(
+        packed: bytes,
+        task_id: uuid.UUID,
+        environment: dict[str, str] | None = None,
+        **options: Any,
+    ) -> Result:
+        options.setdefault("run_dir", inside.run_dir)
+        arguments = (environment or {}, packed, task_id, ENDPOINT)
+        answer = messagepack.unpack(stock_process.apply(_stock, arguments, options))
+        assert isinstance(answer, Result)
+        return answer
+
+    return message

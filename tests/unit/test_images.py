@@ -1,0 +1,227 @@
+"""One build per spec, whoever asks, and no request without an answer."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import threading
+from concurrent.futures import wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from globus_compute_apptainer import events
+from globus_compute_apptainer.config import BuildConfig
+from globus_compute_apptainer.errors import BuildError, ContainerError, HostError
+from globus_compute_apptainer.images import TRANSITIONS, ImageService, State, _Request
+from globus_compute_apptainer.spec import model
+from globus_compute_apptainer.store.cache import Store
+
+
+def image(*pip: str) -> model.ImageSpec:
+    spec = model.parse({"base_image": "python:3.11-slim", "pip": list(pip)})
+    return spec.image_spec(default_base="docker://x", python="3.11")
+
+
+@pytest.fixture
+def service(tmp_path: Path, builder: Any):
+    made = make_service(tmp_path, builder)
+    yield made
+    made.close()
+
+
+def make_service(tmp_path: Path, builder: Any, **kwargs: Any) -> ImageService:
+    config = BuildConfig(tmp_dir=tmp_path)
+    return ImageService(Store(tmp_path / "cache"), lambda: builder, config, **kwargs)
+
+
+def test_a_missing_image_is_built_and_then_a_hit(service, builder) -> None:
+    spec = image("pandas")
+    assert service.cached(spec.digest) is None
+    ready = service.request(spec, name="ml").result(30)
+    assert ready.cache == "built"
+    assert ready.image.path.is_file()
+    assert ready.image.manifest.spec_digest == spec.digest
+    assert ready.image.manifest.name == "ml"
+    again = service.cached(spec.digest)
+    assert again is not None
+    assert again.cache == "hit"
+    assert again.image == ready.image
+    assert builder.builds == [spec.digest]
+
+
+def test_requests_while_a_build_runs_share_it(service, builder) -> None:
+    builder.gate.clear()
+    futures = [service.request(image("pandas")) for _ in range(50)]
+    builder.gate.set()
+    outcomes = [future.result(30).cache for future in futures]
+    assert outcomes == ["built"] + ["shared"] * 49
+    assert len(builder.builds) == 1
+
+
+def test_different_images_build_side_by_side_up_to_the_bound(service, builder) -> None:
+    builder.gate.clear()
+    futures = [service.request(image(name)) for name in ("a1", "b1", "c1")]
+    poll(lambda: len(builder.builds) == 2)
+    counts = service.counts()
+    assert (counts["building"], counts["queued"], counts["waiting_tasks"]) == (2, 1, 3)
+    builder.gate.set()
+    assert {f.result(30).cache for f in futures} == {"built"}
+    assert service.counts()["built"] == 3
+
+
+def test_an_image_that_came_meanwhile_is_taken(service, tmp_path, builder) -> None:
+    """As when another process built it between the look-up and the lock."""
+    spec = image("pandas")
+    service.request(spec).result(30)
+    assert service.request(spec).result(30).cache == "shared"
+    assert len(builder.builds) == 1
+
+
+def test_a_failure_reaches_all_who_wait_and_is_not_kept(service, builder) -> None:
+    builder.gate.clear()
+    builder.error = BuildError("boom", stage="pip")
+    futures = [service.request(image("pandas")) for _ in range(3)]
+    builder.gate.set()
+    for future in futures:
+        with pytest.raises(BuildError, match="boom"):
+            future.result(30)
+    builder.error = None
+    assert service.request(image("pandas")).result(30).cache == "built"
+    assert service.counts()["failed"] == 1
+
+
+def test_nothing_is_left_in_the_scratch_space(service, builder, tmp_path) -> None:
+    service.request(image("pandas")).result(30)
+    builder.error = BuildError("boom")
+    with pytest.raises(BuildError):
+        service.request(image("numpy")).result(30)
+    assert [p.name for p in tmp_path.iterdir()] == ["cache"]
+
+
+def test_no_builder_no_image_and_a_typed_error(tmp_path) -> None:
+    def missing() -> Any:
+        raise HostError("no Apptainer", code="apptainer-missing")
+
+    service = ImageService(
+        Store(tmp_path / "c"), missing, BuildConfig(tmp_dir=tmp_path)
+    )
+    with pytest.raises(HostError):
+        service.request(image("pandas")).result(30)
+    service.close()
+
+
+def test_closing_answers_everybody(service, builder) -> None:
+    builder.gate.clear()
+    futures = [service.request(image(f"p{n}")) for n in range(6)]
+    assert builder.begun.wait(10)
+    service.close()
+    assert not wait(futures, 0).not_done
+    for future in futures:
+        assert isinstance(future.exception(), BuildError)
+    late = service.request(image("late"))
+    assert isinstance(late.exception(0), BuildError)
+    service.close()
+
+
+def test_closing_races_with_requests_and_loses_none(tmp_path, builder) -> None:
+    for round_ in range(20):
+        service = make_service(tmp_path / str(round_), builder)
+        futures: list[Any] = []
+        start = threading.Barrier(3)
+
+        def ask(service=service, futures=futures, start=start) -> None:
+            start.wait()
+            futures.extend(service.request(image(f"p{n}")) for n in range(5))
+
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        (tmp_path / str(round_)).mkdir()
+        for thread in threads:
+            thread.start()
+        start.wait()
+        service.close()
+        for thread in threads:
+            thread.join()
+        assert len(futures) == 10
+        assert not wait(futures, 10).not_done
+
+
+def test_events_are_told_and_a_broken_sink_does_not_stop_a_build(
+    tmp_path, builder
+) -> None:
+    seen: list[events.Event] = []
+
+    def sink(event: events.Event) -> None:
+        seen.append(event)
+        raise ZeroDivisionError
+
+    service = make_service(tmp_path, builder, sink=sink)
+    spec = image("pandas")
+    assert service.request(spec).result(30).cache == "built"
+    service.close()
+    assert isinstance(seen[-1], events.BuildFinished)
+    assert (seen[-1].digest, seen[-1].error) == (spec.digest, "")
+
+
+# -- the state machine ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(("old", "new"), list(itertools.product(State, State)))
+def test_every_move_is_either_in_the_table_or_refused(old: State, new: State) -> None:
+    request = _Request(image("pandas"), "", state=old)
+    if new in TRANSITIONS[old]:
+        request.advance(new)
+        assert request.state is new
+    else:
+        with pytest.raises(RuntimeError):
+            request.advance(new)
+
+
+def test_the_table_covers_every_state_and_ends() -> None:
+    assert set(TRANSITIONS) == set(State)
+    assert TRANSITIONS[State.READY] == TRANSITIONS[State.FAILED] == frozenset()
+    for state in State:
+        if TRANSITIONS[state]:
+            assert State.FAILED in TRANSITIONS[state]
+
+
+# -- between processes ----------------------------------------------------------
+
+
+def _ask(tmp_path: Path, barrier: Any, built: Any, make_builder: Any) -> None:
+    builder = make_builder()
+    service = make_service(tmp_path, builder)
+    specs = [image(name) for name in ("a1", "b1", "c1")]
+    barrier.wait(30)
+    for spec in specs:
+        try:
+            service.request(spec).result(60)
+        except ContainerError as error:
+            built.put(repr(error))
+    service.close()
+    built.put(builder.builds)
+
+
+def test_processes_that_share_a_cache_build_each_image_once(tmp_path, builder) -> None:
+    context = multiprocessing.get_context("fork")
+    barrier, built = context.Barrier(4), context.Queue()
+    asks = (tmp_path, barrier, built, type(builder))
+    processes = [context.Process(target=_ask, args=asks) for _ in range(4)]
+    for process in processes:
+        process.start()
+    builds = list(itertools.chain(*(built.get(timeout=60) for _ in processes)))
+    for process in processes:
+        process.join(30)
+        assert process.exitcode == 0
+    assert sorted(builds) == sorted(image(n).digest for n in ("a1", "b1", "c1"))
+
+
+def poll(condition: Any) -> None:
+    """Wait, up to 10 s, for something another thread is about to do."""
+    nap = threading.Event()
+    for _ in range(1000):
+        if condition():
+            return
+        nap.wait(0.01)
+    raise AssertionError("it did not happen")
