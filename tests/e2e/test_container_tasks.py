@@ -112,6 +112,13 @@ def test_image_is_what_base_says_and_has_nothing_of_globus(
     assert not found["has_parsl"]
 
 
+def test_endpoint_log_tells_of_the_build(bed: Bed, with_humanize):
+    digest = run(bed, with_humanize, humanized, 1)
+    spec = bed.result_message(digest)["details"]["container"]["spec_digest"]
+    text = "".join(log.read_text() for log in bed.logs())
+    assert re.search(rf"image for {spec} ready after [0-9.]+ s", text)
+
+
 def test_details_say_which_image_ran_the_task(bed: Bed, with_humanize):
     run(bed, with_humanize, humanized, 1)
     future = run(bed, with_humanize, humanized, 2)
@@ -150,7 +157,7 @@ def test_failed_build_says_stage_and_shows_log(bed: Bed, image_registry: str):
     assert "stage: pip" in text
     tail = text.partition("output:")[2]
     assert "no-such-package-xyz" in tail
-    log = re.search(r"^  log: (?P<path>/.+)$", text, re.MULTILINE)
+    log = re.search(r"^ +log: (?P<path>/.+)$", text, re.MULTILINE)
     assert log, text
     assert error_code(bed, future) in {"package-not-found", "build-failed"}
 

@@ -56,9 +56,7 @@ def apptainer() -> Apptainer:
 
 
 @pytest.fixture(scope="session")
-def pull(
-    apptainer: Apptainer, registry: str, tmp_path_factory: pytest.TempPathFactory
-):
+def pull(apptainer: Apptainer, registry: str, tmp_path_factory: pytest.TempPathFactory):
     """``pull("python:3.11-slim")`` → path of a SIF; once per session and name."""
     folder = tmp_path_factory.mktemp("bases")
 

@@ -21,7 +21,7 @@ namespace_problems() {
       echo "add \"$user:$(next_subid):$SUBID_COUNT\" to /etc/subuid and /etc/subgid"
   done
   user_namespace_works || echo "allow user namespaces ($(namespace_switches))"
-  [[ -d $(session_folder) ]] || echo "mkdir -p $(session_folder)"
+  ! have apptainer || [[ -d $(session_folder) ]] || echo "mkdir -p $(session_folder)"
 }
 
 has_subids() { grep -qE "^($1|$(id -u "$1" 2>/dev/null || echo "$1")):[0-9]+:[0-9]{5,}$" "$2" 2>/dev/null; }

@@ -9,7 +9,8 @@ were tried with 1.4.5:
 * ``--env K=V`` is parsed as CSV (commas and quotes in values break, and everyone
   sees it in the process list) and ``--env-file`` as a shell script. A variable
   ``APPTAINERENV_K`` in the *caller's* environment arrives byte for byte, provided
-  that ``--no-eval`` is given; without it, ``$`` and backquotes are expanded.
+  that ``--no-eval`` is given; without it, ``$`` and backquotes are expanded. Even so
+  CR LF becomes LF.
 * ``HOME`` cannot be set in this way at all (use the option ``--home``), ``UID``
   and ``GID`` are ignored, and ``LD_LIBRARY_PATH`` is extended by the libraries
   of the GPU driver.
@@ -189,8 +190,9 @@ class Apptainer:
         Removed is what would change Apptainer itself or leak into the container:
         ``APPTAINER*``, ``SINGULARITY*``, loader and Python paths, the session bus.
 
-        :param inside: variables that the container sees, values byte for byte;
-            ``PATH`` replaces the image's. See the module for the exceptions.
+        :param inside: variables that the container sees, values byte for byte but
+            for CR LF; ``PATH`` replaces the image's. See the module for names with
+            a meaning of their own.
         :param extra: set for the call after scrubbing, such as ``APPTAINER_TMPDIR``
         :raises ValueError: a name that no shell could export
         """

@@ -138,7 +138,7 @@ _RULES: Final = (
     ),
     # Python packages
     _Rule(
-        r"requires? Python[ >=]|does not satisfy Python|Requires-Python",
+        r"does not satisfy Python|requires a different Python",
         "package-not-found",
         "a package does not support the Python of the base image",
         "ask for another version of the package, or another `python`",

@@ -40,7 +40,7 @@ _REGISTRY_AGENTS: Final = frozenset({"docker", "oras", "library"})
 _FILE_AGENTS: Final = frozenset({"localimage", "docker-archive", "oci-archive", "oci"})
 _REFERENCE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*\Z")
 # Apptainer substitutes {{ }}, cuts at #, and takes a final backslash as continuation.
-_PATH: Final = re.compile(r"/[^\s\x00-\x1f\x7f{}#\\\"'`$]*\Z")
+_PATH: Final = re.compile(r"/[^\s\x00-\x1f\x7f{}#\\\"'`$]+\Z")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
     checks = (*CHECKS, *DEEP) if options.deep else CHECKS
     findings = examine(checks, host, settings)
     if options.json:
-        output.data([dataclasses.asdict(finding) for finding in findings])
+        output.data([{"name": f.name, **dataclasses.asdict(f)} for f in findings])
     else:
         _show(findings)
     return 3 if any(finding.level == "fail" for finding in findings) else 0

@@ -130,7 +130,8 @@ class Host:
 
     def existing(self, path: Path) -> Path:
         """``path``, or the nearest folder above it that is there."""
-        return next(p for p in (path, *path.parents) if p.is_dir())
+        # Path.is_dir() raises where a folder above may not be searched.
+        return next(p for p in (path, *path.parents) if os.path.isdir(p))  # noqa: PTH112
 
     def write_error(self, folder: Path) -> str:
         """Why nothing can be written in a folder; empty if something was."""

@@ -30,6 +30,7 @@ from globus_compute_apptainer.endpoint import upstream
 from globus_compute_apptainer.endpoint.engine import ApptainerEngine
 
 LOOPBACK = "127.0.0.1"
+_SOON = 0.5  # Parsl starts workers at its second look for work; its default is 5 s
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ def local_engine(
             address=LOOPBACK,
             max_workers_per_node=1,
             provider=LocalProvider(init_blocks=1, min_blocks=1, max_blocks=1),
+            job_status_kwargs={"strategy_period": _SOON},
         )
         engine.event_sink = sink
         try:

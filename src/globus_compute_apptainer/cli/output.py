@@ -22,14 +22,14 @@ _WIDE = 200  # columns of a table that goes to a file or a pipe
 
 def data(value: Any) -> None:
     """One JSON document on standard output."""
-    print(json.dumps(value, indent=2, sort_keys=True, default=str))
+    print(json.dumps(value, indent=2, default=str))
 
 
 def error(what: ContainerError, *, as_json: bool) -> None:
     """An error on standard error, rendered, or as one object with its fields."""
     if as_json:
         fields = dataclasses.asdict(what)
-        text = json.dumps({"error": fields}, indent=2, sort_keys=True, default=str)
+        text = json.dumps({"error": fields}, indent=2, default=str)
     else:
         text = f"gc-apptainer: {what.render()}"
     print(text, file=sys.stderr)

@@ -2,6 +2,8 @@
 
 Runs in a person's shell. The spec is checked first, so that a mistake costs nothing;
 then the task goes through :mod:`.local_engine`, and so through the image cache.
+What the function raised, like what it returned, is the result: with ``--json`` both
+are in the document on standard output.
 """
 
 from __future__ import annotations

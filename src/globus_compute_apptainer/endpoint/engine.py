@@ -71,6 +71,7 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
 
     def start(self, *args: Any, **kwargs: Any) -> None:
         """Start the stock engine and, without touching disk yet, the images."""
+        upstream.log_with_the_endpoint()
         if problem := upstream.outside_window():
             log.warning(problem)
         self._images = ImageService(

@@ -8,6 +8,7 @@ changes one of these has to be answered here and nowhere else.
 from __future__ import annotations
 
 import functools
+import logging
 import threading
 import time
 import uuid
@@ -35,6 +36,7 @@ __all__ = [
     "GlobusComputeEngine",
     "await_stopping_publishers",
     "error_result",
+    "log_with_the_endpoint",
     "outside_window",
     "submission",
 ]
@@ -56,6 +58,18 @@ def outside_window(version: Callable[[str], str] = metadata.version) -> str:
                 " container tasks may fail"
             )
     return ""
+
+
+def log_with_the_endpoint() -> None:
+    """Write our records where the endpoint writes its own.
+
+    Its ``logging_config.py`` sets up its own packages' loggers and no other.
+    """
+    theirs = logging.getLogger("globus_compute_endpoint")
+    ours = logging.getLogger("globus_compute_apptainer")
+    if theirs.handlers and not ours.handlers:
+        ours.handlers = list(theirs.handlers)
+        ours.setLevel(theirs.level)
 
 
 def error_result(task_id: uuid.UUID, error: ContainerError) -> bytes:

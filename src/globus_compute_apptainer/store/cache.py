@@ -17,8 +17,8 @@ Guarantees:
 - *Whole or absent.* An image is copied, synced, read back and only then renamed to
   its place; the index entry follows. A crash at any point leaves the old state, and
   litter in ``tmp`` that :meth:`Store.prepare` removes after a day.
-- *Nothing damaged is handed out knowingly.* An image whose size or header is wrong
-  counts as absent, and publishing replaces it. Flipped bits inside are not noticed.
+- *Nothing damaged is handed out knowingly.* An image whose size is wrong counts as
+  absent, and publishing replaces it. Flipped bits inside are not noticed.
 - Publishing the same image twice, also at once from several processes, gives one
   image and two successes.
 
@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import re
 import secrets
@@ -40,22 +41,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import filelock
-
 from ..errors import StoreError
-from . import files
+from . import files, locks
 from .manifest import Manifest, platform_name
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 IMAGE: Final = "image.sif"
 MANIFEST: Final = "manifest.json"
 MIN_FREE_BYTES: Final = 64 * 1024**2
 """Below this :meth:`Store.prepare` reports a full disk before anything is built."""
 
-LOCK_POLL_SECONDS: Final = 0.1
 LITTER_SECONDS: Final = 86400.0
 
 _TAG: Final = """\
@@ -64,8 +63,6 @@ Signature: 8a477f597d28d172789f06886806bc55
 # See https://bford.info/cachedir/
 """
 _DIGEST: Final = re.compile(r"sha256:([0-9a-f]{64})\Z")
-_SIF_MAGIC: Final = b"SIF_MAGIC"
-_SIF_MAGIC_OFFSET: Final = 32
 _ATTEMPTS: Final = 5
 
 
@@ -145,7 +142,7 @@ class Store:
         if known is not None and known[0] == state:
             return known[1] if _has_size(known[1]) else None
         found = self._read(entry)
-        if found is None or not _has_size(found) or not _has_header(found.path):
+        if found is None or not _has_size(found):
             return None
         self._known[spec_digest] = (state, found)
         return found
@@ -160,6 +157,7 @@ class Store:
         with files.translated(self._root):
             for folder in (self._tmp, entry.parent):
                 folder.mkdir(parents=True, exist_ok=True)
+            previous = self._read(entry)
             work = self._tmp / files.unique("image")
             try:
                 work.mkdir()
@@ -173,42 +171,17 @@ class Store:
             finally:
                 shutil.rmtree(work, ignore_errors=True)
             files.replace_durably(entry, manifest.to_json(), self._tmp)
+            if previous is not None and not _has_size(previous):
+                self._discard(previous.path.parent)
             stored = StoredImage(path, manifest)
             self._known[manifest.spec_digest] = (_state(entry), stored)
         return stored
 
-    @contextlib.contextmanager
-    def lock(self, spec_digest: str, *, cancel: threading.Event) -> Iterator[None]:
-        """Hold the right to make one spec's image, among threads and processes.
-
-        Waits until it is free; the holder's death frees it. Not reentrant.
-
-        :param cancel: ends the waiting once set
-        :raises StoreError: the waiting was ended (``cancelled``), or the file system
-            has no locks
-        """
-        path = self._locks / f"{_hex(spec_digest)}.lock"
-        with files.translated(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(path)
-        while not cancel.is_set():
-            try:
-                with files.translated(path):
-                    lock.acquire(
-                        timeout=LOCK_POLL_SECONDS * 10, poll_interval=LOCK_POLL_SECONDS
-                    )
-            except filelock.Timeout:
-                continue
-            try:
-                yield
-            finally:
-                lock.release()
-            return
-        raise StoreError(
-            "stopped while waiting for another build of this image",
-            code="cancelled",
-            path=str(path),
-        )
+    def lock(
+        self, spec_digest: str, *, cancel: threading.Event
+    ) -> AbstractContextManager[None]:
+        """Hold the right to make one spec's image; see :func:`.locks.hold`."""
+        return locks.hold(self._locks / f"{_hex(spec_digest)}.lock", cancel=cancel)
 
     def images(self) -> Iterator[StoredImage]:
         """Every image that is whole, by spec digest, each as of when it is reached."""
@@ -250,18 +223,10 @@ class Store:
         final = self._images / digest[:2] / digest
         final.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(_ATTEMPTS):
-            try:
-                work.rename(final)
-            except OSError:
-                if not final.exists():
-                    raise
-                if _is_whole(final / IMAGE, size):
-                    break
-                self._discard(final)
-            else:
-                files.sync_folder(final.parent)
-                break
-        return final / IMAGE
+            if _renamed(work, final) or _is_whole(final / IMAGE, size):
+                return final / IMAGE
+            self._discard(final)
+        raise OSError(errno.EBUSY, "an image's place cannot be taken", str(final))
 
     def _discard(self, folder: Path) -> None:
         """Take a directory out of sight at once, then delete it."""
@@ -327,13 +292,16 @@ def _has_size(image: StoredImage) -> bool:
         raise files.store_error(error, image.path) from error
 
 
-def _has_header(path: Path) -> bool:
+def _renamed(work: Path, final: Path) -> bool:
+    """False where ``final`` is there already."""
     try:
-        with path.open("rb") as file:
-            start = file.read(_SIF_MAGIC_OFFSET + len(_SIF_MAGIC))
-    except OSError as error:
-        raise files.store_error(error, path) from error
-    return start[_SIF_MAGIC_OFFSET:] == _SIF_MAGIC
+        work.rename(final)
+    except OSError:
+        if not final.exists():
+            raise
+        return False
+    files.sync_folder(final.parent)
+    return True
 
 
 def _is_whole(path: Path, size: int) -> bool:

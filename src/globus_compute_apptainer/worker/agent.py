@@ -24,6 +24,8 @@ Names and statements of :func:`execute_task` and :func:`timeout` are the stock e
 because users see them in tracebacks.
 """
 
+# ruff: noqa: PLW1508  # so is a default that is no string
+
 from __future__ import annotations
 
 import contextlib
@@ -43,7 +45,7 @@ import sys
 import threading
 import traceback
 import types
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import IO, Any, Callable, Dict, List, Optional, Tuple
 
 OLDEST_PYTHON = (3, 9)  # that the SDK's serializers work with
 PRIVATE_FD = 200  # our file descriptors are moved to numbers from here on
@@ -142,12 +144,11 @@ def guard(child: int, inlet: int, outside: str) -> None:
         poll.register(inlet, 0)  # hang-up alone
         poll.poll()
         kill(child)
-        kill_all(namespace, spare=os.getpid())
-        os._exit(0)
 
     threading.Thread(target=watch, daemon=True).start()
-    _, status = os.waitpid(child, 0)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # its number is still taken
     kill_all(namespace, spare=os.getpid())
+    _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # one core file is enough
         with contextlib.suppress(OSError):  # SIGKILL's cannot be set
@@ -167,22 +168,28 @@ class Streams:
         nothing = os.open(os.devnull, os.O_RDWR)
         self._nothing = private(nothing)
         os.close(nothing)
+        self._objects = self._new_objects()
         self.restore()
+
+    @staticmethod
+    def _new_objects() -> Dict[str, IO[str]]:
+        return {
+            "stdout": open(1, "w", errors="replace", closefd=False),
+            "stderr": open(2, "w", errors="replace", closefd=False, buffering=1),
+        }
 
     def restore(self) -> None:
         """Make standard streams usable again, whatever a task did to them."""
         for target, source in enumerate((self._nothing, self._errors, self._errors)):
             os.dup2(source, target)
-        for name, fd in (("stdout", 1), ("stderr", 2)):
-            stream = getattr(sys, name)
-            if stream is None or getattr(stream, "closed", False):
-                stream = open(fd, "w", errors="replace", closefd=False)  # noqa: SIM115
-                setattr(sys, name, stream)
+        if any(stream.closed for stream in self._objects.values()):
+            self._objects = self._new_objects()
+        vars(sys).update(self._objects)
 
     def flush(self) -> None:
         """Send on what a task printed; never fails."""
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):  # a task may put anything there
+        for stream in self._objects.values():
+            with contextlib.suppress(OSError, ValueError):
                 stream.flush()
 
     def forget(self) -> None:
@@ -283,7 +290,7 @@ def execute_task(
         serde = ComputeSerializer(allowed_deserializer_types=allowed)
         f, f_a, f_k = serde.unpack_and_deserialize(task.task_buffer)
 
-        gc_task_timeout = max(0.0, float(os.environ.get("GC_TASK_TIMEOUT", "0")))
+        gc_task_timeout = max(0.0, float(os.environ.get("GC_TASK_TIMEOUT", 0.0)))
         if gc_task_timeout > 0.0:
             f = timeout(f, gc_task_timeout)
 

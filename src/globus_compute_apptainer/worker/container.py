@@ -105,9 +105,9 @@ class Container:
     def close(self) -> None:
         """End the container and everything that runs in it; may be called again."""
         self._inlet.close()
-        if not self._exited(GRACE_SECONDS):
+        if self._namespace and not self._exited(GRACE_SECONDS):
             agent.kill_all(self._namespace)
-            self._exited(GRACE_SECONDS if self._namespace else 0)
+            self._exited(GRACE_SECONDS)
         _kill_session(self._process.pid)  # if it was killed, its helpers live on
         self._process.wait()
         agent.kill_all(self._namespace)
@@ -121,20 +121,18 @@ class Container:
         self._process.returncode = 0  # not ours to wait for
 
     def _await_hello(self, seconds: float) -> Mapping[str, str]:
-        frame = self._receive(time.monotonic() + seconds)
-        if frame is None:
-            late = self.alive and not self._exited(0)
-            self.close()
+        deadline = time.monotonic() + seconds
+        frame = self._receive(deadline)
+        if frame is not None:
+            self._namespace = _foreign(frame[0]["namespace"])
+            details: Mapping[str, str] = frame[0]["details"]
+            return details
+        message, ended = f"the container did not start within {seconds:g} s", ""
+        if time.monotonic() < deadline and self._exited(GRACE_SECONDS):
+            message = "the container did not start"
             ended = describe_end(self._process.returncode)
-            what = f"did not start within {seconds:g} s" if late else "did not start"
-            raise _not_started(
-                f"the container {what}",
-                ended="" if late else ended,
-                tail=self._errors.tail(),
-            )
-        header = frame[0]
-        self._namespace = _foreign(header["namespace"])
-        return {str(name): str(value) for name, value in header["details"].items()}
+        self.close()
+        raise _not_started(message, ended=ended, tail=self._errors.tail())
 
     def _receive(self, deadline: float | None) -> agent.Frame | None:
         """The next frame; None if there will be none, or none in time."""
@@ -154,6 +152,7 @@ class Container:
             return None
 
     def _crashed(self) -> TaskError:
+        self._exited(GRACE_SECONDS)  # by itself, so that we learn how
         self.close()
         return TaskError(
             "the container ended while it ran the task",

@@ -157,8 +157,8 @@ def _failure(error: ContainerError, order: ContainerOrder) -> Outcome:
 
 def _with_hint(error: TaskError, order: ContainerOrder) -> TaskError:
     """Name what often makes a Python crash: code compiled by another version."""
-    theirs = ".".join((order.python_version or "").split(".")[:2])
     ours = ".".join(platform.python_version_tuple()[:2])
+    theirs = ".".join((order.python_version or ours).split(".")[:2])
     if not error.ended.startswith("signal") or error.hint or theirs == ours:
         return error
     hint = (

@@ -6,15 +6,14 @@ import multiprocessing
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from globus_compute_common import messagepack
 from globus_compute_common.messagepack.message_types import Result, Task
-from globus_compute_sdk.serialize import ComputeSerializer, PureSourceTextInspect
-from globus_compute_sdk.serialize.concretes import DEFAULT_STRATEGY_CODE
+from globus_compute_sdk.serialize import ComputeSerializer, PureSourceDill
 
 from globus_compute_apptainer.worker import runner
 from globus_compute_apptainer.worker.order import ContainerOrder
@@ -22,24 +21,16 @@ from globus_compute_apptainer.worker.order import ContainerOrder
 ENDPOINT = uuid.UUID("11111111-2222-3333-4444-555555555555")
 
 
-@dataclass(frozen=True)
-class Call:
-    """A function call as the SDK would submit it."""
-
-    function: Callable[..., Any]
-    args: tuple[Any, ...] = ()
-    kwargs: tuple[tuple[str, Any], ...] = ()
-    code: Any = None
-
-    def packed(self, task_id: uuid.UUID) -> bytes:
-        by_source = hasattr(self.function, "__code__")
-        code = self.code or (
-            PureSourceTextInspect() if by_source else DEFAULT_STRATEGY_CODE
-        )
-        serializer = ComputeSerializer(strategy_code=code)
-        parts = (self.function, self.args, dict(self.kwargs))
-        buffer = serializer.pack_buffers([serializer.serialize(p) for p in parts])
-        return messagepack.pack(Task(task_id=task_id, task_buffer=buffer))
+def pack(
+    function: Callable[..., Any], *args: Any, code: Any = None, **kwargs: Any
+) -> tuple[bytes, uuid.UUID]:
+    """Pack a call as the SDK does; by source, since workers lack test modules."""
+    by_source = PureSourceDill() if hasattr(function, "__code__") else None
+    serializer = ComputeSerializer(strategy_code=code or by_source)
+    parts = [serializer.serialize(part) for part in (function, args, kwargs)]
+    task_id = uuid.uuid4()
+    task = Task(task_id=task_id, task_buffer=serializer.pack_buffers(parts))
+    return messagepack.pack(task), task_id
 
 
 def value(result: Result) -> Any:
@@ -66,12 +57,8 @@ class Inside:
         assert isinstance(message, Result)
         return message
 
-    def call(self, call: Call, **options: Any) -> Result:
-        task_id = uuid.uuid4()
-        return self.message(call.packed(task_id), task_id, **options)
-
     def result(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Result:
-        return self.call(Call(function, args, tuple(kwargs.items())))
+        return self.message(*pack(function, *args, **kwargs))
 
     def value(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return value(self.result(function, *args, **kwargs))
@@ -106,18 +93,6 @@ def close_containers() -> Iterator[None]:
     runner._pool.close()
 
 
-def _stock(environment: dict[str, str], *args: Any, **kwargs: Any) -> bytes:
-    from globus_compute_endpoint.engines.helper import execute_task
-
-    before = dict(os.environ)
-    os.environ.update(environment)
-    try:
-        return execute_task(*args, **kwargs)
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
 @pytest.fixture(scope="session")
 def stock_process() -> Iterator[Any]:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -127,17 +102,26 @@ def stock_process() -> Iterator[Any]:
 @pytest.fixture
 def stock(stock_process, inside: Inside) -> Callable[..., Result]:
     """Run a message on the stock engine's ``execute_task``, in its own process."""
+    from globus_compute_endpoint.engines.helper import execute_task
 
-    def message(
-        packed: bytes,
-        task_id: uuid.UUID,
-        environment: dict[str, str] | None = None,
-        **options: Any,
-    ) -> Result:
+    def message(packed: bytes, task_id: uuid.UUID, **options: Any) -> Result:
+        environment = dict(os.environ)
+        change = f"import os; os.environ.clear(); os.environ.update({environment!r})"
+        stock_process.apply(exec, (change,))
         options.setdefault("run_dir", inside.run_dir)
-        arguments = (environment or {}, packed, task_id, ENDPOINT)
-        answer = messagepack.unpack(stock_process.apply(_stock, arguments, options))
-        assert isinstance(answer, Result)
-        return answer
+        answer = stock_process.apply(execute_task, (packed, task_id, ENDPOINT), options)
+        result = messagepack.unpack(answer)
+        assert isinstance(result, Result)
+        return result
 
     return message
+
+
+@pytest.fixture
+def packed() -> Callable[..., tuple[bytes, uuid.UUID]]:
+    return pack
+
+
+@pytest.fixture
+def value_of() -> Callable[[Result], Any]:
+    return value

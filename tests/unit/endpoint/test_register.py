@@ -113,8 +113,8 @@ def test_uninstalling_leaves_nothing(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
     def files() -> set[str]:
-        pycache = (p for p in env.rglob("*") if "__pycache__" not in p.parts)
-        return {str(p.relative_to(env)) for p in pycache}
+        found = {str(p.relative_to(env)) for p in env.rglob("*")}
+        return {p for p in found if "__pycache__" not in p and p != ".lock"}  # uv's
 
     run(*uv, "venv", "--python", sys.executable, env)
     before = files()

@@ -1,0 +1,59 @@
+"""The right to do one thing at a time, among threads and processes.
+
+Runs in the endpoint process and in ``gc-apptainer``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Final
+
+import filelock
+
+from ..errors import StoreError
+from . import files
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Iterator
+    from pathlib import Path
+
+POLL_SECONDS: Final = 0.1
+"""How long after its release a lock may stay unnoticed by those who wait."""
+
+
+@contextlib.contextmanager
+def hold(path: Path, *, cancel: threading.Event) -> Iterator[None]:
+    """Hold the lock file ``path``; waits until it is free.
+
+    The holder's death frees it. The file stays: removing it would let two hold it.
+    Not reentrant; holds between hosts only where the file system has ``flock``.
+
+    :param cancel: ends the waiting once set
+    :raises StoreError: the waiting was ended (``cancelled``), or the file system
+        has no locks
+    """
+    with files.translated(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path)
+    while not _acquired(lock, path):
+        if cancel.wait(POLL_SECONDS):
+            raise StoreError(
+                "stopped while waiting for another build of this image",
+                code="cancelled",
+                path=str(path),
+            )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquired(lock: filelock.BaseFileLock, path: Path) -> bool:
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:  # an OSError itself
+        return False
+    except OSError as error:
+        raise files.store_error(error, path) from error
+    return True

@@ -1,0 +1,75 @@
+"""Whole files or none."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from globus_compute_apptainer.errors import StoreError
+from globus_compute_apptainer.store import files
+
+
+def test_copy_says_what_is_there(tmp_path: Path):
+    content = os.urandom(files.CHUNK_BYTES + 17)
+    (tmp_path / "a").write_bytes(content)
+    size, digest = files.copy_durably(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == content
+    assert (size, digest) == (len(content), hashlib.sha256(content).hexdigest())
+
+
+def test_copy_never_overwrites(tmp_path: Path):
+    (tmp_path / "a").write_text("a")
+    (tmp_path / "b").write_text("b")
+    with pytest.raises(FileExistsError):
+        files.copy_durably(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_copy_that_reads_back_differently_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "a").write_text("a")
+    monkeypatch.setattr(files, "sha256", lambda path: "0" * 64)
+    with pytest.raises(OSError) as caught:
+        files.copy_durably(tmp_path / "a", tmp_path / "b")
+    assert caught.value.errno == errno.EIO
+
+
+def test_replace_leaves_one_file(tmp_path: Path):
+    path, tmp = tmp_path / "x.json", tmp_path / "tmp"
+    tmp.mkdir()
+    for text in ("one", "two"):
+        files.replace_durably(path, text, tmp)
+        assert path.read_text() == text
+    assert list(tmp.iterdir()) == []
+
+
+def test_a_failed_replace_leaves_nothing(tmp_path: Path):
+    tmp = tmp_path / "tmp"
+    tmp.mkdir()
+    with pytest.raises(OSError):
+        files.replace_durably(tmp_path / "none/x.json", "text", tmp)
+    assert list(tmp.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "hinted"),
+    [
+        (errno.ENOSPC, "disk-full", True),
+        (errno.EDQUOT, "disk-full", True),
+        (errno.EROFS, "cache-unusable", True),
+        (errno.EACCES, "cache-unusable", True),
+        (errno.EPERM, "cache-unusable", True),
+        (errno.EIO, "cache-unusable", False),
+        (errno.ESTALE, "cache-unusable", False),
+    ],
+)
+def test_what_a_person_is_told(number: int, code: str, hinted: bool):
+    with pytest.raises(StoreError) as caught, files.translated(Path("/cache")):
+        raise OSError(number, os.strerror(number))
+    error = caught.value
+    assert (error.code, error.path, bool(error.hint)) == (code, "/cache", hinted)
+    assert os.strerror(number) in error.message

@@ -1,0 +1,57 @@
+import re
+
+import pytest
+
+from globus_compute_apptainer.worker import environment
+from globus_compute_apptainer.worker.environment import task_environment
+
+
+def passed(worker, spec=(), sandbox=None):
+    found = task_environment(worker, task_id="id", sandbox=sandbox, spec=spec)
+    assert found.pop("GC_TASK_UUID") == "id"
+    return found
+
+
+def documented() -> list[str]:
+    table = environment.__doc__.split("=\n")[1]
+    return re.findall(r"``([A-Z_*]+)``", table)
+
+
+def test_documented_table_is_what_is_passed():
+    names = {name.replace("*", "ANYTHING"): "value" for name in documented()}
+    assert len(names) > 30
+    assert passed(names) == names
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "HOME", "LANG"),
+        *("GLOBUS_COMPUTE_CLIENT_SECRET", "GLOBUS_COMPUTE_CLIENT_ID", "GC", "XGC_Y"),
+        *("GC_TOKEN", "SLURM_JWT", "PARSL_SECRET", "PBS_JOBCOOKIE", "GC_API_KEY"),
+        *("FLUX_PASSWORD", "GC_CREDENTIALS", "TOKEN", "MY_TOKEN", "JOB_ID_X"),
+        *("GC_TASK_SANDBOX_DIR", "CUDA_HOME", "MKL_ROOT"),
+    ],
+)
+def test_nothing_else_is_passed(name):
+    assert passed({name: "value"}) == {}
+
+
+def test_spec_wins_except_over_facts_about_the_task():
+    worker = {"OMP_NUM_THREADS": "1", "GC_TASK_TIMEOUT": "5", "PARSL_X": "2"}
+    found = passed(worker, spec=["OMP_NUM_THREADS", "GC_TASK_TIMEOUT", "OTHER"])
+    assert found == {"GC_TASK_TIMEOUT": "5", "PARSL_X": "2"}
+
+
+def test_task_is_named():
+    found = task_environment(
+        {"GC_TASK_UUID": "former", "GC_TASK_SANDBOX_DIR": "/former"},
+        task_id="id",
+        sandbox="/folder/id",
+    )
+    assert found == {"GC_TASK_UUID": "id", "GC_TASK_SANDBOX_DIR": "/folder/id"}
+
+
+def test_values_are_left_alone():
+    value = "a\n=b \udc80"
+    assert passed({"GC_X": value}) == {"GC_X": value}

@@ -1,0 +1,90 @@
+import dataclasses
+import json
+import pickle
+
+import pytest
+
+from globus_compute_apptainer.worker.order import ContainerOrder
+
+
+@pytest.fixture
+def full(order):
+    return dataclasses.replace(
+        order,
+        gpu="nvidia",
+        binds=("/scratch", "/data:/data:ro"),
+        env=(("A", "1"), ("B", "x,y\n")),
+        options=("--no-home",),
+        warm_per_worker=5,
+        start_timeout=7.5,
+        apptainer="/opt/apptainer",
+    )
+
+
+@pytest.mark.parametrize("copy", [lambda x: x, pickle.dumps, json.dumps])
+def test_wire_form_is_plain_data(full, copy):
+    wire = full.to_wire()
+    if copy is pickle.dumps:
+        wire = pickle.loads(pickle.dumps(wire))
+    elif copy is json.dumps:
+        wire = json.loads(json.dumps(wire))
+    assert ContainerOrder.from_wire(wire) == full
+
+
+def test_wire_form_is_left_alone_by_reading(full):
+    wire = full.to_wire()
+    before = json.dumps(wire)
+    ContainerOrder.from_wire(wire)
+    assert json.dumps(wire) == before
+
+
+@pytest.mark.parametrize("change", [{"format": 2}, {"format": None}])
+def test_another_version_is_refused(order, change):
+    with pytest.raises(ValueError, match="different versions"):
+        ContainerOrder.from_wire({**order.to_wire(), **change})
+
+
+def test_unknown_field_is_refused(order):
+    with pytest.raises(ValueError, match=r"malformed.*surprise"):
+        ContainerOrder.from_wire({**order.to_wire(), "surprise": 1})
+
+
+def test_missing_field_is_refused(order):
+    wire = order.to_wire()
+    del wire["image"]
+    with pytest.raises(ValueError, match=r"malformed.*image"):
+        ContainerOrder.from_wire(wire)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image": "/other.sif"},
+        {"gpu": "rocm"},
+        {"binds": ("/scratch",)},
+        {"env": (("A", "2"),)},
+        {"options": ()},
+    ],
+)
+def test_run_key_tells_runs_apart(full, change):
+    other = dataclasses.replace(full, **change)
+    assert hash(other.run_key) is not None
+    assert other.run_key != full.run_key
+
+
+@pytest.mark.parametrize(
+    "change", [{"cache": "hit"}, {"build_seconds": 0.0}, {"warm_per_worker": 1}]
+)
+def test_run_key_ignores_what_does_not_run(full, change):
+    assert dataclasses.replace(full, **change).run_key == full.run_key
+
+
+def test_summary_is_what_results_tell(order):
+    assert order.summary() == {
+        "spec_digest": "sha256:" + "1" * 64,
+        "image": "sha256:" + "2" * 64,
+        "base": "docker://python:3.11-slim",
+        "cache": "built",
+        "build_seconds": 2.5,
+        "apptainer_version": "1.4.5",
+    }
