@@ -62,7 +62,10 @@ def main() -> int:
 
 def run_twice(block: dict[str, Any]) -> tuple[Outcome, Outcome]:
     """The task, and once more on what the first one left warm."""
-    with Progress() as progress, local_engine(block, progress) as engine:
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(Progress())
+        progress.waiting("the engine starts")
+        engine = stack.enter_context(local_engine(block, progress))
         progress.say("the task, submitted: its image is built unless it is there")
         progress.waiting("the image is looked up")
         first = engine.run(where_am_i, ["hello"], SPEC)

@@ -26,9 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from globus_compute_apptainer.build.process import Completed, run
 from globus_compute_apptainer.errors import HostError
-
-from .process import Completed, run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -12,24 +12,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from globus_compute_apptainer.build import flat, probe
+from globus_compute_apptainer.build.diagnose import Diagnosis, diagnose
+from globus_compute_apptainer.build.plan import Recipe, plan
+from globus_compute_apptainer.build.transcript import Transcript
 from globus_compute_apptainer.errors import BuildError
-
-from . import flat, probe
-from .diagnose import Diagnosis, diagnose
-from .plan import Recipe, plan
-from .transcript import Transcript
 
 if TYPE_CHECKING:
     import threading
     from pathlib import Path
 
+    from globus_compute_apptainer import events
+    from globus_compute_apptainer.build.apptainer import Apptainer, Completed
+    from globus_compute_apptainer.build.probe import Probe
+    from globus_compute_apptainer.build.site import SiteAccess
     from globus_compute_apptainer.config import BuildConfig
     from globus_compute_apptainer.spec.model import ImageSpec
-
-    from .. import events
-    from .apptainer import Apptainer, Completed
-    from .probe import Probe
-    from .site import SiteAccess
 
 _HINTS: Final = {
     "no-python": "choose a base image with Python, such as python:3.11-slim, or add "

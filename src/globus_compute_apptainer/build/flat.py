@@ -17,16 +17,16 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from .apptainer import Apptainer, Completed, bind, run
-from .plan import KIT
-from .scratch import remove_tree
+from globus_compute_apptainer.build.apptainer import Apptainer, Completed, bind, run
+from globus_compute_apptainer.build.plan import KIT
+from globus_compute_apptainer.build.scratch import remove_tree
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Sequence
 
-    from .plan import Recipe
-    from .site import SiteAccess
+    from globus_compute_apptainer.build.plan import Recipe
+    from globus_compute_apptainer.build.site import SiteAccess
 
 IMAGE_NAME: Final = "image.sif"
 PACKING: Final = "-comp zstd -Xcompression-level 3"

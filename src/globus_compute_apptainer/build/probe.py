@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from .apptainer import Apptainer, Completed, run
+from globus_compute_apptainer.build.apptainer import Apptainer, Completed, run
 
 if TYPE_CHECKING:
     import threading

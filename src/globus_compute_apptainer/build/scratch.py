@@ -21,9 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from globus_compute_apptainer.build.apptainer import Apptainer, run
 from globus_compute_apptainer.errors import BuildError, ConfigError, HostError
-
-from .apptainer import Apptainer, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

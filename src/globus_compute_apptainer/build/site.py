@@ -17,17 +17,15 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
+from globus_compute_apptainer.build import indexes
+from globus_compute_apptainer.build.plan import KIT
 from globus_compute_apptainer.errors import ConfigError
-
-from . import indexes
-from .plan import KIT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from globus_compute_apptainer.build.indexes import Indexes
     from globus_compute_apptainer.config import BuildConfig
-
-    from .indexes import Indexes
 
 CA_INSIDE: Final = f"{KIT}/ca.crt"
 UV_CONFIG_INSIDE: Final = f"{KIT}/uv.toml"

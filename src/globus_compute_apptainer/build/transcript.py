@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, TextIO
 
-from .. import events
+from globus_compute_apptainer import events
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -130,6 +130,10 @@ def local_engine(
             job_status_kwargs={"strategy_period": _SOON},
         )
         engine.event_sink = sink
+        # Ctrl-C goes to the whole process group. Without its interchange Parsl waits
+        # for ever when it is shut down, so that has a session of its own.
+        launch = engine.executor.interchange_launch_cmd
+        engine.executor.interchange_launch_cmd = ["setsid", *launch]
         try:
             engine.start(endpoint_id=uuid.uuid4(), run_dir=run_dir)
             yield LocalEngine(engine)

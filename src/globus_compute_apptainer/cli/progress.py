@@ -84,7 +84,8 @@ class Progress:
                     self._print(Text(f"  | {event.line}", style="dim"))
             else:
                 self._leave(failed=bool(event.error))
-                self._stage, self._line, self._stage_began = "", "", self._clock()
+                self._stage, self._stage_began = "", self._clock()
+                self._line = "" if event.error else "the image is ready"
 
     def say(self, text: str) -> None:
         """A line of one's own, above the live one."""

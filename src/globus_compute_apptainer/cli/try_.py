@@ -27,12 +27,11 @@ def run(options: argparse.Namespace) -> int:
     inputs.wanted(attached, settings.config)
     function, arguments = functions.from_command(options.command)
     Apptainer.find(settings.config.apptainer)
-    with (
-        Progress(verbose=options.verbose, quiet=options.json) as progress,
-        local_engine(settings.raw, progress) as engine,
-    ):
-        progress.waiting("the worker starts, the image is looked up")
-        outcome = engine.run(function, arguments, attached)
+    with Progress(verbose=options.verbose, quiet=options.json) as progress:
+        progress.waiting("the engine starts")
+        with local_engine(settings.raw, progress) as engine:
+            progress.waiting("the worker starts, the image is looked up")
+            outcome = engine.run(function, arguments, attached)
     _show(outcome, as_json=options.json)
     return 1 if outcome.code else 0
 

@@ -41,9 +41,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ..errors import StoreError
-from . import files, locks
-from .manifest import Manifest, platform_name
+from globus_compute_apptainer.errors import StoreError
+from globus_compute_apptainer.store import files, locks
+from globus_compute_apptainer.store.manifest import Manifest, platform_name
 
 if TYPE_CHECKING:
     import threading

@@ -14,7 +14,7 @@ import os
 import secrets
 from typing import TYPE_CHECKING, Final
 
-from ..errors import StoreError
+from globus_compute_apptainer.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

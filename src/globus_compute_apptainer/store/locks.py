@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import filelock
 
-from ..errors import StoreError
-from . import files
+from globus_compute_apptainer.errors import StoreError
+from globus_compute_apptainer.store import files
 
 if TYPE_CHECKING:
     import threading

@@ -43,6 +43,7 @@ import signal
 import struct
 import sys
 import threading
+import time
 import traceback
 import types
 from typing import IO, Any, Callable, Dict, List, Optional, Tuple
@@ -51,6 +52,7 @@ OLDEST_PYTHON = (3, 9)  # that the SDK's serializers work with
 PRIVATE_FD = 200  # our file descriptors are moved to numbers from here on
 SIZES = struct.Struct("!IQ")  # of header and body
 CHUNK = 1 << 20
+LOOKS, PAUSE_SECONDS = 100, 0.01
 
 SDK_NAMES = {
     "Client": "globus_compute_sdk.sdk.client",
@@ -110,11 +112,12 @@ def mount_namespace(pid: str = "self") -> str:
 
 
 def kill_all(namespace: str, spare: Optional[int] = None) -> None:
-    """Kill what runs in the mount namespace of a container. The worker uses it, too.
+    """Kill what runs in the mount namespace of a container, and see it gone.
 
-    Finds processes that left their group or session. No name, nothing to kill.
+    Finds processes that left their group or session. No name, nothing to kill. Gives
+    up on those that are stuck in the kernel. The worker uses it, too.
     """
-    for _ in range(3):  # processes may be born while we look
+    for _ in range(LOOKS):  # processes may be born while we look
         found = [
             int(pid)
             for pid in os.listdir("/proc")
@@ -125,6 +128,7 @@ def kill_all(namespace: str, spare: Optional[int] = None) -> None:
         for pid in found:
             if pid != spare:
                 kill(pid)
+        time.sleep(PAUSE_SECONDS)
 
 
 def kill(pid: int) -> None:

@@ -77,6 +77,7 @@ class Container:
         self._poll.register(self._outlet, select.POLLIN)
         self._errors = StderrPump(_opened(self._process.stderr))
         self._namespace = ""
+        self._manager = os.getppid()
         self.details: Mapping[str, str] = self._await_hello(start_timeout)
 
     @property
@@ -84,12 +85,18 @@ class Container:
         """Whether a task can be given to it; if not, it has yet to be closed."""
         return self._process.poll() is None
 
+    @property
+    def _orphaned(self) -> bool:
+        """Whether the process that started the worker, HTEX's manager, has died."""
+        return os.getppid() != self._manager
+
     def ask(self, header: dict[str, Any], body: bytes) -> agent.Frame:
         """Have a task run; blocks until it has.
 
         :raises NotSentError: the container was gone before it had the whole task
         :raises TaskError: the container ended instead of answering
-            (``container-crashed``); it has been closed
+            (``container-crashed``), or nobody is left to take the answer
+            (``worker-orphaned``); it has been closed
         """
         self._errors.forget()
         try:
@@ -98,9 +105,12 @@ class Container:
             self.close()
             raise NotSentError from error
         answer = self._receive(None)
-        if answer is None:
-            raise self._crashed()
-        return answer
+        if answer is not None:
+            return answer
+        if self._orphaned:
+            self.close()
+            raise TaskError("the worker's manager is gone", code="worker-orphaned")
+        raise self._crashed()
 
     def close(self) -> None:
         """End the container and everything that runs in it; may be called again."""
@@ -140,6 +150,8 @@ class Container:
         def read(size: int) -> bytes:
             while not self._poll.poll(LOOK_SECONDS * 1000):
                 if deadline is not None and time.monotonic() > deadline:
+                    return b""
+                if self._orphaned:
                     return b""
                 # A process that a task left behind may hold the pipe open.
                 if not self.alive and not self._poll.poll(0):
@@ -239,11 +251,24 @@ def _foreign(namespace: str) -> str:
 
 def _kill_session(leader: int) -> None:
     """Kill a session: Apptainer's processes, which are outside of the container."""
+    for _ in range(agent.LOOKS):
+        members = _session(leader)
+        if not members:
+            return
+        for pid in members:
+            agent.kill(pid)
+        time.sleep(agent.PAUSE_SECONDS)
+
+
+def _session(leader: int) -> list[int]:
+    """The living processes of a session."""
+    members = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, IndexError, ValueError):
+        with contextlib.suppress(OSError):
             after_name = stat.read_text("latin-1").rpartition(")")[2].split()
-            if int(after_name[3]) == leader:
-                agent.kill(int(stat.parent.name))
+            if after_name[0] not in "ZX" and int(after_name[3]) == leader:
+                members.append(int(stat.parent.name))
+    return members
 
 
 def _opened(stream: IO[bytes] | None) -> IO[bytes]:

@@ -54,12 +54,11 @@ class WarmPool:
 
     def _take(self, key: Hashable, *, room_for: int) -> Container | None:
         with self._lock:
+            dead = [old for old, idle in self._idle.items() if not idle.alive]
+            leaving = [self._idle.pop(old) for old in dead]
             container = self._idle.pop(key, None)
             surplus = list(self._idle)[: max(len(self._idle) - room_for, 0)]
-            leaving = [self._idle.pop(old) for old in surplus]
-            if container is not None and not container.alive:
-                leaving.append(container)
-                container = None
+            leaving += [self._idle.pop(old) for old in surplus]
         for old in leaving:
             old.close()
         return container

@@ -73,7 +73,10 @@ class Workshop:
         """Lines that a command prints in the image built last."""
         lines: list[str] = []
         argv = self.apptainer.exec_argv(
-            self.folder / "image.sif", command, options=["--no-home"], cwd="/"
+            self.folder / "image.sif",
+            command,
+            options=["--no-home", "--no-mount", "cwd,tmp"],
+            cwd="/",
         )
         env = self.apptainer.environment()
         ended = run(argv, env=env, timeout=60, on_line=lines.append)

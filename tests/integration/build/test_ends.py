@@ -59,9 +59,7 @@ def sleepers(mark: str) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("place", ["memory", "disk"])
-def test_timeout_leaves_no_process_and_no_file(
-    workshop, tmp_path, mark, sleepers, place
-):
+def test_timeout_leaves_nothing(workshop, tmp_path, mark, sleepers, place):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     seconds = 20.0
@@ -71,14 +69,14 @@ def test_timeout_leaves_no_process_and_no_file(
     error = workshop.error(config=config, post=sleepers)
     assert (error.code, error.stage) == ("build-timeout", "post")
     assert f"{seconds:g} s" in error.message
-    assert error.tail[-1] == f"+ sleep {mark}"
+    assert "sleeping" in error.tail
     wait_for(lambda: running(mark) == [])
     assert list(scratch.iterdir()) == []
 
 
 def test_cancel_leaves_no_process(workshop, mark, sleepers):
     def sink(event: events.Event) -> None:
-        if isinstance(event, events.OutputLine) and event.line == f"+ sleep {mark}":
+        if isinstance(event, events.OutputLine) and event.line == "sleeping":
             workshop.cancel.set()
 
     workshop.sink = sink

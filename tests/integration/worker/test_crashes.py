@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -120,39 +121,43 @@ def test_leftover_that_holds_the_pipes_does_not_delay_the_error(inside):
 def test_nothing_is_left_after_closing(inside):
     from globus_compute_apptainer.worker import runner
 
-    def daemons():
+    def daemons(command):
         import subprocess
 
-        command = ["sleep", "1000"]
         subprocess.Popen(command)
         subprocess.Popen(command, start_new_session=True)
         subprocess.Popen(["setsid", "-f", *command])
 
-    inside.value(daemons)
+    command = ["sleep", f"1000.{os.getpid()}"]  # nobody else's
+    inside.value(daemons, command)
+
+    def strays() -> dict[int, str]:
+        text = " ".join(command) + " "
+        return {p: c for p, (_, c) in processes().items() if c == text}
+
+    until(lambda: len(strays()) == 3, "not all have started")
     family = descendants(os.getpid())
     apptainer = {p: c for p, c in family.items() if "Apptainer runtime" in c}
     assert apptainer and any("squashfuse" in c for c in family.values())
-    strays = {p: c for p, (_, c) in processes().items() if c == "sleep 1000 "}
-    assert len(strays) >= 3
     runner._pool.close()
-    assert not survivors(apptainer) and not survivors(strays)
+    assert not survivors(apptainer) and not strays()
     assert not [c for c in descendants(os.getpid()).values() if "squashfuse" in c]
 
 
 def test_runtime_killed_from_outside(inside):
     """As the kernel does it when memory runs out."""
+    from globus_compute_apptainer.worker import runner
+
+    runner._pool.close()
     inside.value(pid)
     family = descendants(os.getpid())
-    (runtime,) = [
-        p
-        for p, c in family.items()
-        if "Apptainer runtime" in c and p in descendants(os.getpid())
-    ][-1:]
+    (runtime,) = [p for p, c in family.items() if "Apptainer runtime" in c]
     helpers = descendants(runtime)
+    assert len(helpers) >= 3  # guard, child, squashfuse
     os.kill(runtime, signal.SIGKILL)
     until(lambda: not survivors({runtime: family[runtime]}), "runtime lives")
     inside.value(pid)
-    until(lambda: not survivors(helpers), "helpers live")
+    assert not survivors(helpers)
 
 
 WORKER = """
@@ -162,6 +167,9 @@ from globus_compute_apptainer.worker.runner import run
 packed, task_id, run_dir, wire = pickle.load(sys.stdin.buffer)
 run(packed, task_id, run_dir=run_dir, container=wire)
 """
+
+
+MANAGER = "import subprocess, sys; subprocess.run([sys.executable, '-c', {!r}])"
 
 
 def spin(fifo):
@@ -194,16 +202,19 @@ def ignore_signals(fifo):
         time.sleep(1000)
 
 
+@pytest.mark.parametrize("who", [WORKER, MANAGER])
 @pytest.mark.parametrize("function", [spin, hold_the_interpreter, ignore_signals])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_worker_dies_while_a_task_runs(inside, packed, tmp_path, function, number):
-    import pickle
-
+def test_worker_or_its_manager_dies_while_a_task_runs(
+    inside, packed, tmp_path, function, number, who
+):
     inside.run_dir.mkdir(exist_ok=True, parents=True)
     fifo = inside.run_dir / f"fifo-{tmp_path.name}"
     os.mkfifo(fifo)
     source = str(Path(__file__).resolve().parents[3] / "src")
     program = WORKER.format(path=[source])
+    if who is MANAGER:
+        program = MANAGER.format(program)
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE
     ) as worker:

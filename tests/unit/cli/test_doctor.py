@@ -170,11 +170,22 @@ def test_full_root_needs_none_of_it(host, settings) -> None:
 
 def test_no_fuse(host, settings) -> None:
     host.problems["open /dev/fuse"] = "Permission denied"
+    found = findings(host, settings)
+    assert (found["fuse device"].level, found["fuse tools"].level) == ("fail", "ok")
+    assert "Permission denied" in found["fuse device"].found
+    assert "chmod" in found["fuse device"].fix
+
+
+def test_without_squashfuse_images_are_unpacked_with_and_without_fuse(
+    host, settings
+) -> None:
     del host.programs["squashfuse_ll"]
     found = findings(host, settings)
-    assert found["fuse device"].level == found["fuse tools"].level == "warn"
-    assert "Permission denied" in found["fuse device"].found
+    assert (found["fuse device"].level, found["fuse tools"].level) == ("ok", "warn")
     assert "squashfuse" in found["fuse tools"].found
+    host.problems["open /dev/fuse"] = "No such file or directory"
+    found = findings(host, settings)
+    assert (found["fuse device"].level, found["fuse tools"].level) == ("warn", "warn")
 
 
 def test_squashfuse_by_its_other_name(host, settings) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import logging.handlers
 import os
 import threading
 import uuid
@@ -14,6 +16,7 @@ import pytest
 from globus_compute_endpoint.engines import GCFuture
 from globus_compute_endpoint.engines.helper import execute_task
 
+from globus_compute_apptainer.endpoint import upstream
 from globus_compute_apptainer.endpoint.engine import ApptainerEngine
 from globus_compute_apptainer.errors import BuildError
 from globus_compute_apptainer.worker import runner
@@ -300,6 +303,32 @@ def test_the_engine_represents_itself() -> None:
     engine = ApptainerEngine(address="127.0.0.1", containers={"cache_dir": "/c"})
     assert "containers={'cache_dir': '/c'}" in repr(engine)
     engine.shutdown()
+
+
+def test_versions_outside_the_window_are_said_in_one_line_at_the_start(
+    make_engine, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(upstream, "outside_window", lambda: "parsl 1 is outside")
+    make_engine()
+    lines = [record.getMessage() for record in caplog.records]
+    assert "parsl 1 is outside" in lines
+
+
+def test_records_go_where_the_endpoint_writes_its_own(make_engine, monkeypatch) -> None:
+    theirs = logging.getLogger("globus_compute_endpoint")
+    ours = logging.getLogger("globus_compute_apptainer")
+    handler = logging.handlers.BufferingHandler(1000)
+    monkeypatch.setattr(theirs, "handlers", [handler])
+    monkeypatch.setattr(theirs, "level", logging.INFO)
+    monkeypatch.setattr(ours, "handlers", [])
+    before = ours.level
+    try:
+        engine = make_engine()
+        submit(engine).result(30)
+        logging.getLogger("globus_compute_apptainer.images").info("told")
+        assert "told" in [record.getMessage() for record in handler.buffer]
+    finally:
+        ours.setLevel(before)
 
 
 # -- one hand-over at a time ----------------------------------------------------

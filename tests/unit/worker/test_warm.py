@@ -81,6 +81,12 @@ def test_dead_container_is_replaced(use, log):
     assert log == ["+a", "-a", "+a"]
 
 
+def test_dead_container_of_another_key_is_cleared_away(use, log):
+    use("a").alive = False
+    use("b")
+    assert log == ["+a", "-a", "+b"]
+
+
 def test_container_that_dies_in_use_is_not_kept(use, log):
     with use.lease("a") as container:
         container.alive = False

@@ -154,27 +154,23 @@ def fuse_device(host: Host, _settings: Settings) -> Finding:
         return ok("/dev/fuse can be opened")
     if _privileged(host):
         return ok(f"/dev/fuse: {problem}; the kernel mounts images here")
-    return warn(
-        f"/dev/fuse: {problem}; every start of a container unpacks its whole image",
-        "as root: modprobe fuse && chmod 666 /dev/fuse  (in a pod: pass the device in)",
+    fix = (
+        "as root: modprobe fuse && chmod 666 /dev/fuse  (in a pod: pass the device in)"
     )
+    if _squashfuse_is_missing(host, installed(host)):
+        # Only then does Apptainer not even try, and unpacks images instead.
+        return warn(f"/dev/fuse: {problem}; images are unpacked instead", fix)
+    return fail(f"/dev/fuse: {problem}; no container can start", fix)
 
 
 def fuse_tools(host: Host, _settings: Settings) -> Finding:
     """The programs that mount images and overlays without privileges."""
     here = installed(host)
-    wanted = {
-        "squashfuse": ("squashfuse_ll", "squashfuse"),
-        "fuse2fs": ("fuse2fs",),
-        "fuse-overlayfs": ("fuse-overlayfs",),
-    }
-    missing = [
-        tool
-        for tool, names in wanted.items()
-        if all(host.program(name, here.libexec) is None for name in names)
-    ]
+    others = ("fuse2fs", "fuse-overlayfs")
+    missing = ["squashfuse"] if _squashfuse_is_missing(host, here) else []
+    missing += [name for name in others if host.program(name, here.libexec) is None]
     if not missing:
-        return ok(", ".join(wanted))
+        return ok(", ".join(("squashfuse", *others)))
     if here.privileged:
         return ok(f"without {', '.join(missing)}; the kernel mounts images here")
     effect = (
@@ -183,6 +179,11 @@ def fuse_tools(host: Host, _settings: Settings) -> Finding:
         else "some images and overlays cannot be mounted"
     )
     return warn(f"missing: {', '.join(missing)}; {effect}", "install these packages")
+
+
+def _squashfuse_is_missing(host: Host, here: Installed) -> bool:
+    names = ("squashfuse_ll", "squashfuse")
+    return all(host.program(name, here.libexec) is None for name in names)
 
 
 def mksquashfs(host: Host, _settings: Settings) -> Finding:

@@ -1,0 +1,45 @@
+"""The reference says what the code does: no code, key or field is left out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from globus_compute_apptainer.spec import names
+
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT / "docs" / "reference"
+SOURCES = "\n".join(p.read_text() for p in (ROOT / "src").rglob("*.py"))
+
+
+def documented(page: str) -> set[str]:
+    return set(re.findall(r"`([^`\n]+)`", (REFERENCE / page).read_text()))
+
+
+def test_every_error_code_is_documented() -> None:
+    codes = set(re.findall(r"code(?:: str)? ?= ?\"([a-z]+(?:-[a-z]+)+)\"", SOURCES))
+    table = (ROOT / "src/globus_compute_apptainer/build/diagnose.py").read_text()
+    codes |= set(re.findall(r'^ {8}"([a-z]+(?:-[a-z]+)+)",$', table, re.MULTILINE))
+    assert len(codes) > 25
+    assert codes - documented("errors.md") == set()
+
+
+def test_every_field_of_a_spec_is_documented() -> None:
+    known = {*names.FIELDS, *names.ALIASES, *names.IGNORED, *names.LATER}
+    assert known - {"conda_packages"} - documented("spec.md") == set()
+
+
+def test_every_configuration_key_is_documented() -> None:
+    text = (ROOT / "src/globus_compute_apptainer/config.py").read_text()
+    taken = set(re.findall(r'\.take\(\s*"(\w+)"', text)) | set(
+        re.findall(r'\("(\w+)", default\.', text)
+    )
+    assert len(taken) > 15
+    said = {key.rpartition(".")[2] for key in documented("configuration.md")}
+    assert taken - said == set()
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page}: {target}"
