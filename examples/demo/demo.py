@@ -30,8 +30,8 @@ from typing import Any
 from globus_compute_apptainer.cli import output
 from globus_compute_apptainer.cli.checks import network
 from globus_compute_apptainer.cli.host import Host
-from globus_compute_apptainer.cli.local_engine import Outcome, local_engine
 from globus_compute_apptainer.cli.progress import Progress
+from globus_compute_apptainer.endpoint.local import Outcome, local_engine
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "tests")]

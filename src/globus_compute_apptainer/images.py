@@ -39,9 +39,11 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from globus_compute_apptainer import __version__, events
-from globus_compute_apptainer.build.builder import Built
+from globus_compute_apptainer.build.apptainer import Apptainer
+from globus_compute_apptainer.build.builder import Builder, Built
 from globus_compute_apptainer.build.scratch import private_scratch
-from globus_compute_apptainer.config import BuildConfig
+from globus_compute_apptainer.build.site import SiteAccess
+from globus_compute_apptainer.config import BuildConfig, ContainersConfig
 from globus_compute_apptainer.errors import (
     BuildError,
     ContainerError,
@@ -283,6 +285,25 @@ class ImageService:
                 future.set_result(Ready(outcome.image, "shared", outcome.seconds))
             else:
                 future.set_result(outcome)
+
+
+def open_service(
+    config: ContainersConfig,
+    environ: Mapping[str, str],
+    sink: events.Sink = events.ignore,
+) -> ImageService:
+    """The service that a configuration describes; touches nothing until asked.
+
+    :param environ: what builds take the site's index and proxy settings from
+    """
+
+    def builder() -> Builder:
+        apptainer = Apptainer.find(config.apptainer)
+        return Builder(
+            apptainer, config.build, SiteAccess.from_host(environ, config.build)
+        )
+
+    return ImageService(Store(config.cache_dir), builder, config.build, sink=sink)
 
 
 def _manifest(

@@ -44,7 +44,8 @@ def cache_an_image(cache: Path) -> None:
     sif = cache.parent / "image.sif"
     sif.write_bytes(b"x" * 4096)
     manifest = Manifest(
-        spec_digest=image.digest, image_digest="", size=0, spec=json.loads(image.canonical()),
+        spec_digest=image.digest, image_digest="", size=0,
+        spec=json.loads(image.canonical()),
         base=image.base_image, base_digest=None, python="/usr/bin/python3",
         python_version="3.11.2", os="", packages=(), platform=platform_name(),
         apptainer_version="1.4.5", builder_version="0", created="2026-01-01T00:00:00Z",

@@ -13,15 +13,11 @@ import os
 from typing import Any
 
 from globus_compute_apptainer import events
-from globus_compute_apptainer.build.apptainer import Apptainer
-from globus_compute_apptainer.build.builder import Builder
-from globus_compute_apptainer.build.site import SiteAccess
 from globus_compute_apptainer.cli import inputs, output
 from globus_compute_apptainer.cli.progress import Progress
 from globus_compute_apptainer.config import ContainersConfig
 from globus_compute_apptainer.endpoint.requests import Wanted
-from globus_compute_apptainer.images import ImageService, Ready
-from globus_compute_apptainer.store.cache import Store
+from globus_compute_apptainer.images import Ready, open_service
 
 
 def run(options: argparse.Namespace) -> int:
@@ -47,12 +43,7 @@ def obtain(wanted: Wanted, config: ContainersConfig, sink: events.Sink) -> Ready
     :raises ContainerError: why there is no image
     """
 
-    def builder() -> Builder:
-        apptainer = Apptainer.find(config.apptainer)
-        site = SiteAccess.from_host(os.environ, config.build)
-        return Builder(apptainer, config.build, site)
-
-    service = ImageService(Store(config.cache_dir), builder, config.build, sink=sink)
+    service = open_service(config, os.environ, sink)
     with contextlib.closing(service):
         cached = service.cached(wanted.image.digest)
         return cached or service.request(wanted.image, name=wanted.name).result()

@@ -1,7 +1,7 @@
 """``gc-apptainer try SPEC -- python FILE.py:FUNCTION ARG…``: one function, for real.
 
 Runs in a person's shell. The spec is checked first, so that a mistake costs nothing;
-then the task goes through :mod:`.local_engine`, and so through the image cache.
+then the task goes through :mod:`..endpoint.local`, and so through the image cache.
 What the function raised, like what it returned, is the result: with ``--json`` both
 are in the document on standard output.
 """
@@ -16,8 +16,8 @@ from typing import Any
 
 from globus_compute_apptainer.build.apptainer import Apptainer
 from globus_compute_apptainer.cli import functions, inputs, output
-from globus_compute_apptainer.cli.local_engine import Outcome, local_engine
 from globus_compute_apptainer.cli.progress import Progress
+from globus_compute_apptainer.endpoint.local import Outcome, local_engine
 
 
 def run(options: argparse.Namespace) -> int:

@@ -19,15 +19,11 @@ from concurrent.futures import Future
 from typing import Any
 
 from globus_compute_apptainer import events
-from globus_compute_apptainer.build.apptainer import Apptainer
-from globus_compute_apptainer.build.builder import Builder
-from globus_compute_apptainer.build.site import SiteAccess
 from globus_compute_apptainer.config import ContainersConfig
 from globus_compute_apptainer.endpoint import upstream
 from globus_compute_apptainer.endpoint.requests import Requests, Wanted, split
 from globus_compute_apptainer.errors import ContainerError, internal
-from globus_compute_apptainer.images import ImageService, Ready
-from globus_compute_apptainer.store.cache import Store
+from globus_compute_apptainer.images import ImageService, Ready, open_service
 from globus_compute_apptainer.worker import runner
 from globus_compute_apptainer.worker.order import ContainerOrder
 
@@ -74,12 +70,7 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         upstream.log_with_the_endpoint()
         if problem := upstream.outside_window():
             log.warning(problem)
-        self._images = ImageService(
-            Store(self._config.cache_dir),
-            _builder_maker(self._config),
-            self._config.build,
-            sink=self.event_sink,
-        )
+        self._images = open_service(self._config, os.environ, self.event_sink)
         super().start(*args, **kwargs)
 
     def submit(
@@ -205,15 +196,6 @@ def _fail(task_f: upstream.GCFuture, error: ContainerError) -> None:
     # Set already where the stock engine's own error handling was quicker.
     if not task_f.done():
         task_f.set_result(upstream.error_result(task_f.gc_task_id, error))
-
-
-def _builder_maker(config: ContainersConfig) -> Callable[[], Builder]:
-    def make() -> Builder:
-        apptainer = Apptainer.find(config.apptainer)
-        site = SiteAccess.from_host(os.environ, config.build)
-        return Builder(apptainer, config.build, site)
-
-    return make
 
 
 def _log_event(event: events.Event) -> None:

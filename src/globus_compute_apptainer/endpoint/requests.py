@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import Any
 from globus_compute_apptainer.config import ContainersConfig
 from globus_compute_apptainer.errors import SpecError
 from globus_compute_apptainer.spec import model, policy
+
+log = logging.getLogger(__name__)
 
 KEY = "container"
 _REMEMBERED = 1024
@@ -80,7 +83,10 @@ class Requests:
                 code="spec-unsupported",
                 field="action",
             )
-        wanted = self._allowed(model.parse(attached))
+        spec = model.parse(attached)
+        for note in spec.notes:
+            log.info("a container spec: %s", note)
+        wanted = self._allowed(spec)
         self._seen[key] = wanted
         while len(self._seen) > _REMEMBERED:
             self._seen.popitem(last=False)

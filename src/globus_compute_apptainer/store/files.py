@@ -42,8 +42,7 @@ def store_error(error: OSError, path: Path) -> StoreError:
     if error.errno in _FULL:
         return StoreError(
             f"there is no room left for images: {reason}",
-            hint="free some room (`gc-apptainer remove`), or move `cache_dir` to a "
-            "larger file system",
+            hint="free some room, or move `cache_dir` to a larger file system",
             code="disk-full",
             path=where,
         )

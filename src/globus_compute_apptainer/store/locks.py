@@ -30,7 +30,7 @@ def hold(path: Path, *, cancel: threading.Event) -> Iterator[None]:
     Not reentrant; holds between hosts only where the file system has ``flock``.
 
     :param cancel: ends the waiting once set
-    :raises StoreError: the waiting was ended (``cancelled``), or the file system
+    :raises StoreError: the waiting was ended (``build-cancelled``), or the file system
         has no locks
     """
     with files.translated(path):
@@ -40,7 +40,7 @@ def hold(path: Path, *, cancel: threading.Event) -> Iterator[None]:
         if cancel.wait(POLL_SECONDS):
             raise StoreError(
                 "stopped while waiting for another build of this image",
-                code="cancelled",
+                code="build-cancelled",
                 path=str(path),
             )
     try:

@@ -6,36 +6,29 @@ only, nothing of ours). LIBRARY is a folder with the host's ``globus_compute_sdk
 ``dill``; OUTSIDE names the host's mount namespace.
 
 It is two processes. The *guard* is the one that Apptainer started; its child runs the
-tasks, one after the other. If the worker goes away, however busy or hung the child is,
-the guard ends every process of the container. If the child ends, the guard ends the
-same way (same signal, same code), so that the worker learns how.
+tasks, one after the other. If the worker goes away, however busy the child is, the
+guard ends every process of the container; if the child ends, it ends the same way.
 
-They converse in frames (:func:`write_frame`) over standard input and output: the child
-says hello once, then answers every task with one result. Both streams are moved out of
-the way first: a task reads nothing, and what it prints goes to standard error.
+The child says hello once, then answers every task with one result, in frames over
+standard input and output. Both are moved out of the way first: a task reads nothing,
+and what it prints goes to standard error.
 
 The library goes *last* on ``sys.path``, so that the image's own ``dill`` wins. But
-``globus_compute_sdk`` is always the library's, even where the image has one: the wire
-format must be the endpoint's. It appears as a package whose ``__init__`` never runs,
-since that needs all of Globus. The light parts (serializers, errors, shell functions)
-work everywhere; ``Client`` and ``Executor`` in images that have what they need.
+``globus_compute_sdk`` is always the library's, since the wire format must be the
+endpoint's, and its ``__init__``, which needs all of Globus, never runs.
 
-Names and statements of :func:`execute_task` and :func:`timeout` are the stock engine's,
-because users see them in tracebacks.
+Statements of :func:`execute_task` and :func:`timeout` are the stock engine's, because
+users see them in tracebacks.
 """
-
-# ruff: noqa: PLW1508  # so is a default that is no string
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import functools
-import importlib
 import importlib.machinery
 import importlib.util
 import json
-import logging
 import os
 import resource
 import select
@@ -49,22 +42,21 @@ import types
 from typing import IO, Any, Callable, Dict, List, Optional, Tuple
 
 OLDEST_PYTHON = (3, 9)  # that the SDK's serializers work with
-PRIVATE_FD = 200  # our file descriptors are moved to numbers from here on
+PRIVATE_FD, CHUNK = 200, 1 << 20  # file descriptors of ours begin there
 SIZES = struct.Struct("!IQ")  # of header and body
-CHUNK = 1 << 20
 LOOKS, PAUSE_SECONDS = 100, 0.01
+UTF8 = ("utf-8", "surrogatepass")  # JSON may hold half of a surrogate pair
 
-SDK_NAMES = {
-    "Client": "globus_compute_sdk.sdk.client",
-    "Executor": "globus_compute_sdk.sdk.executor",
-    "MPIFunction": "globus_compute_sdk.sdk.mpi_function",
-    "ShellFunction": "globus_compute_sdk.sdk.shell_function",
-    "ShellResult": "globus_compute_sdk.sdk.shell_function",
+SDK_MODULES = {
+    "client": ("Client",),
+    "executor": ("Executor",),
+    "mpi_function": ("MPIFunction",),
+    "shell_function": ("ShellFunction", "ShellResult"),
 }
 
-log = logging.getLogger("globus_compute_apptainer.agent")
-
 Frame = Tuple[Dict[str, Any], bytes]
+Failure = Tuple[str, Tuple[str, str]]  # text; code and message for the user
+Outcome = Tuple[str, Optional[Tuple[str, str]]]  # that, or the result and None
 
 
 def write_frame(fd: int, header: Dict[str, Any], body: bytes = b"") -> None:
@@ -112,10 +104,9 @@ def mount_namespace(pid: str = "self") -> str:
 
 
 def kill_all(namespace: str, spare: Optional[int] = None) -> None:
-    """Kill what runs in the mount namespace of a container, and see it gone.
+    """Kill what runs in a container's mount namespace, in whatever session.
 
-    Finds processes that left their group or session. No name, nothing to kill. Gives
-    up on those that are stuck in the kernel. The worker uses it, too.
+    No name, nothing to kill. Gives up on what is stuck. The worker uses it, too.
     """
     for _ in range(LOOKS):  # processes may be born while we look
         found = [
@@ -172,27 +163,23 @@ class Streams:
         nothing = os.open(os.devnull, os.O_RDWR)
         self._nothing = private(nothing)
         os.close(nothing)
-        self._objects = self._new_objects()
+        self._objects: List[IO[str]] = []
         self.restore()
-
-    @staticmethod
-    def _new_objects() -> Dict[str, IO[str]]:
-        return {
-            "stdout": open(1, "w", errors="replace", closefd=False),
-            "stderr": open(2, "w", errors="replace", closefd=False, buffering=1),
-        }
 
     def restore(self) -> None:
         """Make standard streams usable again, whatever a task did to them."""
         for target, source in enumerate((self._nothing, self._errors, self._errors)):
             os.dup2(source, target)
-        if any(stream.closed for stream in self._objects.values()):
-            self._objects = self._new_objects()
-        vars(sys).update(self._objects)
+        if not self._objects or any(stream.closed for stream in self._objects):
+            self._objects = [
+                open(fd, "w", lines, errors="replace", closefd=False)  # noqa: SIM115
+                for fd, lines in ((1, -1), (2, 1))
+            ]
+        sys.stdout, sys.stderr = self._objects
 
     def flush(self) -> None:
         """Send on what a task printed; never fails."""
-        for stream in self._objects.values():
+        for stream in self._objects:
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
 
@@ -207,8 +194,10 @@ def install_library(library: str, sdk_version: str) -> None:
     """Make the host's serializers importable without the rest of Globus."""
 
     def lazily(name: str) -> Any:
-        if name in SDK_NAMES:
-            return getattr(importlib.import_module(SDK_NAMES[name]), name)
+        for module, names in SDK_MODULES.items():
+            if name in names:
+                found = importlib.import_module("globus_compute_sdk.sdk." + module)
+                return getattr(found, name)
         raise AttributeError("module 'globus_compute_sdk' has no %r" % name)
 
     for name in ("globus_compute_sdk", "globus_compute_sdk.sdk"):
@@ -222,33 +211,14 @@ def install_library(library: str, sdk_version: str) -> None:
     sys.path.append(library)
     if sys.version_info < (3, 11) and not importlib.util.find_spec("exceptiongroup"):
         stub: Any = types.ModuleType("exceptiongroup")
-        stub.ExceptionGroup = ExceptionGroupStub
+        stub.ExceptionGroup = type("ExceptionGroup", (Exception,), {})
         sys.modules["exceptiongroup"] = stub
-
-
-class ExceptionGroupStub(Exception):  # noqa: N818
-    """As much of Python 3.11's ``ExceptionGroup`` as the SDK needs."""
-
-    def __str__(self) -> str:
-        message, causes = self.args
-        lines = "".join("\n  %r" % cause for cause in causes)
-        return "%s (%d sub-exceptions)%s" % (message, len(causes), lines)
 
 
 class AppTimeout(Exception):  # noqa: N818
     """Raised in a task that takes too long; bears the name that users know."""
 
     __module__ = "parsl.app.errors"
-
-
-class AutoCancelTimer(threading.Timer):
-    """Calls a function, unless the block that it was entered for ends before."""
-
-    def __enter__(self) -> None:
-        self.start()
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.cancel()
 
 
 def raise_in(thread: int, kind: Optional[type]) -> None:
@@ -262,7 +232,7 @@ def raise_in(thread: int, kind: Optional[type]) -> None:
 def disarm() -> None:
     """After this, no timeout of an earlier task can strike."""
     for thread in threading.enumerate():
-        if isinstance(thread, AutoCancelTimer):
+        if isinstance(thread, threading.Timer) and thread.function is raise_in:
             thread.cancel()
             thread.join()
     raise_in(threading.get_ident(), None)
@@ -273,52 +243,45 @@ def timeout(f: Callable[..., Any], seconds: float) -> Callable[..., Any]:
 
     @functools.wraps(f)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        victim = threading.get_ident()
-        with AutoCancelTimer(seconds, raise_in, (victim, AppTimeout)):
+        timer = threading.Timer(seconds, raise_in, (threading.get_ident(), AppTimeout))
+        timer.start()
+        try:
             return f(*args, **kwargs)
+        finally:
+            timer.cancel()
 
     return wrapper
 
 
-def execute_task(
-    task: Any,
-    allowed: Optional[List[str]],
-    result_serializers: Optional[List[str]],
-    result_size_limit: int,
-) -> Tuple[str, Optional[Tuple[str, str]]]:
-    """Result and None, or the text of an exception and (code, message for the user)."""
+def execute_task(task: Any, header: Dict[str, Any]) -> Outcome:
+    """Run a task as the header of its frame says."""
     from globus_compute_sdk.errors import MaxResultSizeExceeded
     from globus_compute_sdk.serialize import ComputeSerializer
 
     try:
-        serde = ComputeSerializer(allowed_deserializer_types=allowed)
+        serde = ComputeSerializer(allowed_deserializer_types=header["allowed"])
         f, f_a, f_k = serde.unpack_and_deserialize(task.task_buffer)
 
         gc_task_timeout = max(0.0, float(os.environ.get("GC_TASK_TIMEOUT", 0.0)))
         if gc_task_timeout > 0.0:
             f = timeout(f, gc_task_timeout)
 
-        log.debug(
-            "Invoking task (func name: %s, num args: %d, num kwargs: %d)",
-            f.__name__,
-            len(f_a),
-            len(f_k),
-        )
+        _ = f.__name__  # a callable without one fails, as on the stock engine
         raw_result = f(*f_a, **f_k)
-        result = serde.serialize_from_list(raw_result, result_serializers or ())
+        result = serde.serialize_from_list(
+            raw_result, header["result_serializers"] or ()
+        )
 
         res_len = len(result)
-        if res_len > result_size_limit:
-            raise MaxResultSizeExceeded(res_len, result_size_limit)
+        if res_len > header["limit"]:
+            raise MaxResultSizeExceeded(res_len, header["limit"])
         return result, None
 
     except Exception as exc:
         return describe(exc, (MaxResultSizeExceeded,))
 
 
-def describe(
-    exc: BaseException, internal: Tuple[type, ...] = ()
-) -> Tuple[str, Tuple[str, str]]:
+def describe(exc: BaseException, internal: Tuple[type, ...] = ()) -> Failure:
     """Text, code and message of an error, worded as the stock engine does.
 
     The text leaves out the two outermost calls, which are not the user's; of an
@@ -358,18 +321,16 @@ class TaskLoop:
             os.chdir(header["cwd"])
         except OSError as error:
             return {"kind": "no-folder", "reason": str(error)}, b""
-        task = types.SimpleNamespace(task_buffer=body.decode("utf-8", "surrogatepass"))
-        arguments = (header["allowed"], header["result_serializers"], header["limit"])
+        task = types.SimpleNamespace(task_buffer=body.decode(*UTF8))
         try:
-            data, error_details = execute_task(task, *arguments)
+            data, error_details = execute_task(task, header)
             if "GC_TASK_TIMEOUT" in header["env"]:
                 disarm()
         except AppTimeout as exc:  # came between the function's end and disarm()
             data, error_details = describe(exc)
         finally:
             self._streams.flush()
-        reply = {"kind": "result", "error": error_details}
-        return reply, data.encode("utf-8", "surrogatepass")
+        return {"kind": "result", "error": error_details}, data.encode(*UTF8)
 
     def _lend(self, variables: Dict[str, str]) -> None:
         """Set the variables of this task, and unset those of the one before."""
@@ -412,7 +373,6 @@ def work(streams: Streams, library: str, sdk_version: str) -> None:
 
 
 def main() -> None:
-    """See the module."""
     if sys.version_info < OLDEST_PYTHON:
         found = "%d.%d" % sys.version_info[:2]
         sys.exit("the image has Python %s; tasks need 3.9 or newer" % found)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from globus_compute_apptainer.cli import build, main
+from globus_compute_apptainer import images
+from globus_compute_apptainer.cli import main
 from globus_compute_apptainer.errors import BuildError, HostError
 
 SPEC = '{"base_image": "python:3.11-slim", "pip": ["pandas"], "name": "ml"}'
@@ -17,8 +18,8 @@ SPEC = '{"base_image": "python:3.11-slim", "pip": ["pandas"], "name": "ml"}'
 
 @pytest.fixture(autouse=True)
 def without_apptainer(builder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "Apptainer", SimpleNamespace(find=lambda _: None))
-    monkeypatch.setattr(build, "Builder", lambda *_: builder)
+    monkeypatch.setattr(images, "Apptainer", SimpleNamespace(find=lambda _: None))
+    monkeypatch.setattr(images, "Builder", lambda *_: builder)
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_a_host_that_cannot_build(call, monkeypatch) -> None:
     def find(_: object) -> None:
         raise HostError("Apptainer is not installed here", code="apptainer-missing")
 
-    monkeypatch.setattr(build, "Apptainer", SimpleNamespace(find=find))
+    monkeypatch.setattr(images, "Apptainer", SimpleNamespace(find=find))
     status, _, err = call("build", SPEC)
     assert status == 3
     assert "apptainer-missing" in err
@@ -87,7 +88,7 @@ def test_an_interrupted_build_is_cancelled(call, builder, monkeypatch) -> None:
         builder.begun.wait(30)
         raise KeyboardInterrupt
 
-    class Service(build.ImageService):
+    class Service(images.ImageService):
         def request(self, *args: Any, **kwargs: Any) -> Any:
             super().request(*args, **kwargs)
             return SimpleNamespace(result=interrupt)
@@ -96,7 +97,7 @@ def test_an_interrupted_build_is_cancelled(call, builder, monkeypatch) -> None:
             super().close()
             closed.append(True)
 
-    monkeypatch.setattr(build, "ImageService", Service)
+    monkeypatch.setattr(images, "ImageService", Service)
     status, out, _ = call("build", SPEC)
     assert (status, out, closed) == (130, "", [True])
 

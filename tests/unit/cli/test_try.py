@@ -17,8 +17,9 @@ from globus_compute_common.messagepack.message_types import (
 )
 from globus_compute_sdk.serialize import ComputeSerializer
 
-from globus_compute_apptainer.cli import local_engine, main, try_
-from globus_compute_apptainer.cli.local_engine import LocalEngine, Outcome
+from globus_compute_apptainer.cli import main, try_
+from globus_compute_apptainer.endpoint import local
+from globus_compute_apptainer.endpoint.local import LocalEngine, Outcome
 from globus_compute_apptainer.errors import HostError
 
 SERIALIZER = ComputeSerializer()
@@ -89,10 +90,10 @@ def test_a_message_that_is_no_result() -> None:
 
 def test_the_programs_of_this_environment_come_first(monkeypatch) -> None:
     monkeypatch.setenv("PATH", "/usr/bin")
-    monkeypatch.setattr(local_engine.sys, "executable", "/venv/bin/python")
-    with local_engine._own_programs_first():
-        assert local_engine.os.environ["PATH"] == "/venv/bin:/usr/bin"
-    assert local_engine.os.environ["PATH"] == "/usr/bin"
+    monkeypatch.setattr(local.sys, "executable", "/venv/bin/python")
+    with local._own_programs_first():
+        assert local.os.environ["PATH"] == "/venv/bin:/usr/bin"
+    assert local.os.environ["PATH"] == "/usr/bin"
 
 
 @pytest.fixture

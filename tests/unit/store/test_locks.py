@@ -107,7 +107,7 @@ def test_waiting_can_be_cancelled(store: Store, holder):
     waiter.join(30)
     assert not waiter.held.is_set()
     assert waiter.error is not None
-    assert waiter.error.code == "cancelled"
+    assert waiter.error.code == "build-cancelled"
 
 
 def test_an_exception_frees_it(store: Store):

@@ -126,15 +126,6 @@ def test_unreadable_library(agent_launch, library):
     assert "No module named 'dill'" in "\n".join(caught.value.tail)
 
 
-def test_stub_of_exception_groups():
-    group = agent.ExceptionGroupStub("Strategy failures:", [ValueError(1), KeyError(2)])
-    assert str(group) == (
-        "Strategy failures: (2 sub-exceptions)\n  ValueError(1)\n  KeyError(2)"
-    )
-    with pytest.raises(agent.ExceptionGroupStub):
-        raise group
-
-
 def test_nothing_is_killed_where_no_namespace_is_known():
     agent.kill_all("")
     agent.kill_all("mnt:[0]")

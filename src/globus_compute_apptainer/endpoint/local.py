@@ -1,7 +1,7 @@
 """Runs tasks through a real engine in this process, without the cloud.
 
 Used by ``gc-apptainer try`` and the demo. What a task meets here is what it meets on
-an endpoint: :class:`~..endpoint.engine.ApptainerEngine`, Parsl's interchange, one
+an endpoint: :class:`.engine.ApptainerEngine`, Parsl's interchange, one
 worker process on this machine, and the SDK's serialisation on both ends. Missing
 are the web service, AMQP and whatever an endpoint's configuration says beyond its
 ``containers:`` block.
