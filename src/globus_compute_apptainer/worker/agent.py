@@ -109,16 +109,15 @@ def kill_all(namespace: str, spare: Optional[int] = None) -> None:
     No name, nothing to kill. Gives up on what is stuck. The worker uses it, too.
     """
     for _ in range(LOOKS):  # processes may be born while we look
-        found = [
+        found = {
             int(pid)
             for pid in os.listdir("/proc")
             if namespace and pid.isdigit() and mount_namespace(pid) == namespace
-        ]
-        if not set(found) - {spare}:
+        } - {spare}
+        if not found:
             return
         for pid in found:
-            if pid != spare:
-                kill(pid)
+            kill(pid)
         time.sleep(PAUSE_SECONDS)
 
 
@@ -254,7 +253,7 @@ def timeout(f: Callable[..., Any], seconds: float) -> Callable[..., Any]:
 
 
 def execute_task(task: Any, header: Dict[str, Any]) -> Outcome:
-    """Run a task as the header of its frame says."""
+    """Run a task as its header says; without a ``__name__`` it fails, as in stock."""
     from globus_compute_sdk.errors import MaxResultSizeExceeded
     from globus_compute_sdk.serialize import ComputeSerializer
 
@@ -266,11 +265,12 @@ def execute_task(task: Any, header: Dict[str, Any]) -> Outcome:
         if gc_task_timeout > 0.0:
             f = timeout(f, gc_task_timeout)
 
-        _ = f.__name__  # a callable without one fails, as on the stock engine
+        _ = [
+            f.__name__,
+        ]
         raw_result = f(*f_a, **f_k)
-        result = serde.serialize_from_list(
-            raw_result, header["result_serializers"] or ()
-        )
+        wanted = header["result_serializers"] or ()
+        result = serde.serialize_from_list(raw_result, wanted)
 
         res_len = len(result)
         if res_len > header["limit"]:
