@@ -39,7 +39,7 @@ import threading
 import time
 import traceback
 import types
-from typing import IO, Any, Callable, Dict, List, Optional, Tuple
+from typing import IO, Any, Callable, Dict, List, Optional, Set, Tuple
 
 OLDEST_PYTHON = (3, 9)  # that the SDK's serializers work with
 PRIVATE_FD, CHUNK = 200, 1 << 20  # file descriptors of ours begin there
@@ -87,11 +87,10 @@ def read_frame(read: Callable[[int], bytes]) -> Optional[Frame]:
 def _read_exactly(read: Callable[[int], bytes], size: int) -> bytes:
     parts = []
     while size:
-        part = read(min(size, CHUNK))
-        if not part:
+        parts.append(read(min(size, CHUNK)))
+        if not parts[-1]:
             raise EOFError("the stream ended inside a frame")
-        parts.append(part)
-        size -= len(part)
+        size -= len(parts[-1])
     return b"".join(parts)
 
 
@@ -109,16 +108,18 @@ def kill_all(namespace: str, spare: Optional[int] = None) -> None:
     No name, nothing to kill. Gives up on what is stuck. The worker uses it, too.
     """
     for _ in range(LOOKS):  # processes may be born while we look
-        found = {
-            int(pid)
-            for pid in os.listdir("/proc")
-            if namespace and pid.isdigit() and mount_namespace(pid) == namespace
-        } - {spare}
+        found = members(namespace) - {spare}
         if not found:
             return
         for pid in found:
             kill(pid)
         time.sleep(PAUSE_SECONDS)
+
+
+def members(namespace: str) -> Set[int]:
+    """The processes in a mount namespace."""
+    pids = os.listdir("/proc") if namespace else []
+    return {int(p) for p in pids if p.isdigit() and mount_namespace(p) == namespace}
 
 
 def kill(pid: int) -> None:
@@ -215,9 +216,7 @@ def install_library(library: str, sdk_version: str) -> None:
 
 
 class AppTimeout(Exception):  # noqa: N818
-    """Raised in a task that takes too long; bears the name that users know."""
-
-    __module__ = "parsl.app.errors"
+    __module__ = "parsl.app.errors"  # raised in slow tasks, by the name users know
 
 
 def raise_in(thread: int, kind: Optional[type]) -> None:
@@ -355,7 +354,8 @@ def hello(sdk_version: str) -> Dict[str, Any]:
         "python_version": platform.python_version(),
         "globus_compute_sdk_version": sdk_version,
     }
-    return {"kind": "hello", "namespace": mount_namespace(), "details": details}
+    facts = {"guard": os.getppid(), "namespace": mount_namespace()}
+    return {"kind": "hello", "details": details, **facts}
 
 
 def work(streams: Streams, library: str, sdk_version: str) -> None:

@@ -33,6 +33,7 @@ GRACE_SECONDS: Final = 5.0
 TAIL_BYTES: Final = 4096
 TAIL_LINES: Final = 20
 LOOK_SECONDS: Final = 0.25
+EXIT_POLL_SECONDS: Final = 0.002
 STANDARD_ERROR: Final = 2
 
 # What Apptainer says when it cannot start an image, and what to do about it.
@@ -76,14 +77,14 @@ class Container:
         self._poll = select.poll()
         self._poll.register(self._outlet, select.POLLIN)
         self._errors = StderrPump(_opened(self._process.stderr))
-        self._namespace = ""
+        self._pinned = Pinned()
         self._manager = os.getppid()
         self.details: Mapping[str, str] = self._await_hello(start_timeout)
 
     @property
     def alive(self) -> bool:
         """Whether a task can be given to it; if not, it has yet to be closed."""
-        return self._process.poll() is None
+        return not self._exited(0)
 
     @property
     def _orphaned(self) -> bool:
@@ -114,13 +115,18 @@ class Container:
 
     def close(self) -> None:
         """End the container and everything that runs in it; may be called again."""
+        if self._process.returncode is not None:
+            return
         self._inlet.close()
-        if self._namespace and not self._exited(GRACE_SECONDS):
-            agent.kill_all(self._namespace)
-            self._exited(GRACE_SECONDS)
-        _kill_session(self._process.pid)  # if it was killed, its helpers live on
+        self._wait_for_emptiness()
+        agent.kill_all(self._pinned.name)
+        # The image is still mounted in the namespace that is held. Without its helper
+        # Apptainer need not wait for that to change, and ends as the guard did.
+        _kill_session(self._process.pid, spare=self._process.pid)
+        self._exited(GRACE_SECONDS)
+        _kill_session(self._process.pid)
+        self._pinned.let_go()
         self._process.wait()
-        agent.kill_all(self._namespace)
         self._errors.finish()
         self._outlet.close()
 
@@ -128,20 +134,21 @@ class Container:
         """In a forked child: let go of what belongs to the parent."""
         self._inlet.close()
         self._outlet.close()
+        self._pinned.let_go()
         self._process.returncode = 0  # not ours to wait for
 
     def _await_hello(self, seconds: float) -> Mapping[str, str]:
         deadline = time.monotonic() + seconds
         frame = self._receive(deadline)
         if frame is not None:
-            self._namespace = _foreign(frame[0]["namespace"])
+            self._pinned = Pinned.of(frame[0]["guard"], frame[0]["namespace"])
             details: Mapping[str, str] = frame[0]["details"]
             return details
-        message, ended = f"the container did not start within {seconds:g} s", ""
-        if time.monotonic() < deadline and self._exited(GRACE_SECONDS):
-            message = "the container did not start"
-            ended = describe_end(self._process.returncode)
+        early = time.monotonic() < deadline and self._exited(GRACE_SECONDS)
         self.close()
+        message = "the container did not start"
+        message += "" if early else f" within {seconds:g} s"
+        ended = describe_end(self._process.returncode) if early else ""
         raise _not_started(message, ended=ended, tail=self._errors.tail())
 
     def _receive(self, deadline: float | None) -> agent.Frame | None:
@@ -164,7 +171,6 @@ class Container:
             return None
 
     def _crashed(self) -> TaskError:
-        self._exited(GRACE_SECONDS)  # by itself, so that we learn how
         self.close()
         return TaskError(
             "the container ended while it ran the task",
@@ -173,12 +179,58 @@ class Container:
             tail=self._errors.tail(),
         )
 
+    def _wait_for_emptiness(self) -> None:
+        """Give the guard, and what it ends, time to go."""
+        deadline = time.monotonic() + GRACE_SECONDS
+        while time.monotonic() < deadline and not self._exited(EXIT_POLL_SECONDS):
+            if self._pinned.name and not agent.members(self._pinned.name):
+                return
+
     def _exited(self, seconds: float) -> bool:
-        try:
-            self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return False
+        """Whether the leader ends in so many seconds. It is not reaped before
+        :meth:`close` has killed its session, so that no other process gets its number.
+        """
+        if self._process.returncode is not None:
+            return True
+        deadline = time.monotonic() + seconds
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        with contextlib.suppress(ChildProcessError):  # somebody waited for every child
+            while os.waitid(os.P_PID, self._process.pid, flags) is None:
+                if time.monotonic() >= deadline:
+                    return False
+                time.sleep(EXIT_POLL_SECONDS)
         return True
+
+
+class Pinned:
+    """The name of a container's mount namespace, which stays its own as long as this
+    is held: the kernel gives the numbers of namespaces that are gone to new ones.
+    """
+
+    def __init__(self, name: str = "", descriptor: int = -1) -> None:
+        self.name, self._descriptor = name, descriptor
+
+    @classmethod
+    def of(cls, guard: int, name: str) -> Pinned:
+        """Nameless, so that nothing is killed by it, where it is the worker's own
+        namespace, or that of ``guard`` cannot be held.
+        """
+        if name == agent.mount_namespace():
+            return cls()
+        try:
+            descriptor = os.open(f"/proc/{guard}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return cls()
+        held = cls(name, descriptor)
+        if name != f"mnt:[{os.fstat(descriptor).st_ino}]":
+            held.let_go()
+        return held
+
+    def let_go(self) -> None:
+        """Close it; nameless from here on."""
+        self.name, descriptor, self._descriptor = "", self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 class NotSentError(Exception):
@@ -244,15 +296,10 @@ def _not_started(
     )
 
 
-def _foreign(namespace: str) -> str:
-    """The name, unless it is the worker's own namespace: never kill in that."""
-    return "" if namespace == agent.mount_namespace() else namespace
-
-
-def _kill_session(leader: int) -> None:
+def _kill_session(leader: int, spare: int = 0) -> None:
     """Kill a session: Apptainer's processes, which are outside of the container."""
     for _ in range(agent.LOOKS):
-        members = _session(leader)
+        members = set(_session(leader)) - {spare}
         if not members:
             return
         for pid in members:
