@@ -62,7 +62,7 @@ def make_engine(
             max_workers_per_node=2,
             provider=LocalProvider(init_blocks=1, min_blocks=0, max_blocks=1),
             containers=block,
-            job_status_kwargs={"max_idletime": 0, "strategy_period": 0.2},
+            job_status_kwargs={"strategy_period": 0.2},
             **{"heartbeat_period": 2, **kwargs},
         )
         made.append(engine)
