@@ -30,13 +30,17 @@ _LATER = frozenset(
     "max_cache_size shared_caches registry refresh prestart build.on build.strategy"
     " run.idle_timeout run.stage_to run.isolation policy.pip_indexes".split()
 )
-# Apptainer options that drop an image's layers, its isolation or what the worker
-# relies on; see "Layer must never be silently absent" in docs/explanation.
-_REFUSED_OPTIONS = frozenset(
-    "--unsquash --underlay --sandbox --writable --cleanenv --env --env-file --pwd --cwd"
-    " --app --keep-privs --add-caps --security --contain --containall --no-mount"
-    " --bind -B --overlay -o -c -C -e -f --fakeroot -w --no-eval --pid -p".split()
+# The options of `apptainer exec` that an admin may add. Others change what the worker
+# relies on (environment, binds, working directory, process ids) or what the image is.
+_OPTIONS = frozenset(
+    "--apply-cgroups --blkio-weight --blkio-weight-device --cpu-shares --cpus"
+    " --cpuset-cpus --cpuset-mems --memory --memory-reservation --memory-swap"
+    " --oom-kill-disable --pids-limit --dns --hostname --ipc --net --network"
+    " --network-args --uts --userns --no-home --no-privs --drop-caps --nv --nvccli"
+    " --rocm --scratch --writable-tmpfs".split()
 )
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?")
 _SECONDS = {None: 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
@@ -112,7 +116,7 @@ class ContainersConfig:
         config = cls(
             cache_dir=top.take("cache_dir", top.path) or top.expand(DEFAULT_CACHE_DIR),
             default_base=top.take("default_base", _base_template) or DEFAULT_BASE,
-            apptainer=top.take("apptainer", _text),
+            apptainer=top.take("apptainer", top.program),
             build=_build(top.block("build"), policy.take("max_image_size", _size)),
             run=_run(top.block("run")),
             policy=_policy(policy),
@@ -171,6 +175,14 @@ class _Block:
     def path(self, value: object) -> Path:
         return self.expand(_text(value))
 
+    def paths(self, value: object) -> tuple[str, ...]:
+        return tuple(str(self.expand(text)) for text in _texts(value))
+
+    def program(self, value: object) -> str:
+        """A name, for PATH to find, or a path."""
+        text = _text(value)
+        return str(self.expand(text)) if re.search(r"[/~$]", text) else text
+
     def finish(self) -> None:
         for child in self._children:
             child.finish()
@@ -206,7 +218,7 @@ def _build(block: _Block, max_image_size: int | None) -> BuildConfig:
         tmp_dir=block.take("tmp_dir", block.path),
         env=block.take("env", _environment) or (),
         ca_bundle=block.take("ca_bundle", block.path),
-        http_registries=block.take("http_registries", _texts) or (),
+        http_registries=block.take("http_registries", _hosts) or (),
         max_image_size=max_image_size,
     )
 
@@ -235,8 +247,8 @@ def _policy(block: _Block) -> Policy:
     bases = block.take("base_images", _texts)
     return Policy(
         base_images=default.base_images if bases is None else bases,
-        binds=block.take("binds", _texts) or (),
-        local_images=block.take("local_images", _texts) or (),
+        binds=block.take("binds", block.paths) or (),
+        local_images=block.take("local_images", block.paths) or (),
         **flags,
     )
 
@@ -263,7 +275,7 @@ def _images(value: object) -> dict[str, model.ContainerSpec]:
 
 def _spec(value: object, key: str) -> model.ContainerSpec:
     try:
-        return model.parse(value)
+        return model.parse(_joined(value))
     except SpecError as error:
         where = f"{key}.{error.field}" if error.field else key
         raise ConfigError(
@@ -272,6 +284,18 @@ def _spec(value: object, key: str) -> model.ContainerSpec:
             key=where,
             nearest=error.nearest,
         ) from error
+
+
+def _joined(value: object) -> object:
+    """Texts of a client whose characters beyond U+FFFF arrived in halves: a template
+    writes them as JSON does, and YAML does not join them."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_joined(item) for item in value]
+    if isinstance(value, dict):
+        return {_joined(name): _joined(item) for name, item in value.items()}
+    return value
 
 
 def _wrong(key: str, value: object, expected: str) -> ConfigError:
@@ -322,19 +346,30 @@ def _size(value: object) -> int:
 def _environment(value: object) -> tuple[tuple[str, str], ...]:
     if not isinstance(value, Mapping):
         raise _wrong("", value, "a mapping of names to texts")
-    pairs = ((_text(name), _text(text)) for name, text in value.items())
-    return tuple(sorted(pairs))
+    for name, text in value.items():
+        if not _VARIABLE.fullmatch(_text(name)) or "\n" in _text(text):
+            raise _wrong("", {name: text}, "a variable's name and a text of one line")
+    return tuple(sorted(value.items()))
+
+
+def _hosts(value: object) -> tuple[str, ...]:
+    for text in _texts(value):
+        if not _HOST.fullmatch(text):
+            raise _wrong("", text, "host or host:port, without a scheme")
+    return _texts(value)
 
 
 def _options(value: object) -> tuple[str, ...]:
     options = _texts(value)
     for option in options:
         name = option.split("=", 1)[0]
-        if not option.startswith("-") or name in _REFUSED_OPTIONS:
+        if name not in _OPTIONS:
+            near = difflib.get_close_matches(name, _OPTIONS, n=1)
             raise ConfigError(
                 f"the option {option!r} cannot be passed to apptainer exec here",
-                hint="write options with a value as --name=value; binds, environment"
-                " and isolation have keys of their own",
+                hint="allowed, as --name or --name=value: "
+                + ", ".join(sorted(_OPTIONS)),
+                nearest=near[0] if near else "",
             )
     return options
 

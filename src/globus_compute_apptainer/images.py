@@ -26,12 +26,13 @@ States of a request, and the moves between them::
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -55,6 +56,10 @@ from globus_compute_apptainer.store.cache import Store, StoredImage
 from globus_compute_apptainer.store.manifest import Manifest, platform_name
 
 log = logging.getLogger(__name__)
+
+#: Requests that may wait for builds of other processes without holding up our own.
+LOCK_WAITERS = 16
+POLL_SECONDS = 0.1
 
 CacheOutcome = Literal["hit", "built", "shared"]
 
@@ -148,8 +153,9 @@ class ImageService:
         self._builder: ImageBuilder | None = None
         self._built = self._failed = 0
         self._closing = threading.Event()
+        self._slots = threading.Semaphore(config.concurrency)
         self._threads = ThreadPoolExecutor(
-            config.concurrency, thread_name_prefix="image-build"
+            config.concurrency + LOCK_WAITERS, thread_name_prefix="image-build"
         )
 
     def cached(self, digest: str) -> Ready | None:
@@ -173,18 +179,27 @@ class ImageService:
         """
         future: Future[Ready] = Future()
         with self._lock:
-            closed = self._closing.is_set()
-            request = self._requests.get(image.digest)
-            if request is not None and not closed:
-                request.waiting.append(future)
-                return future
-            if not closed:
-                request = _Request(image, name, waiting=[future])
-                self._requests[image.digest] = request
-                self._threads.submit(self._serve, request)
-        if closed:
-            future.set_exception(_stopped())
+            refusal: ContainerError | None = None
+            known = self._requests.get(image.digest)
+            if self._closing.is_set():
+                refusal = _stopped()
+            elif known is not None:
+                known.waiting.append(future)
+            else:
+                refusal = self._begin(_Request(image, name, waiting=[future]))
+        if refusal is not None:
+            future.set_exception(refusal)
         return future
+
+    def _begin(self, request: _Request) -> ContainerError | None:
+        """Have a thread serve a request; the error if there can be none."""
+        try:
+            self._threads.submit(self._serve, request)
+        except RuntimeError as error:  # "can't start new thread"
+            request.waiting = []  # it may yet be served, for nobody
+            return internal(error)
+        self._requests[request.image.digest] = request
+        return None
 
     def counts(self) -> dict[str, int]:
         """Numbers for status reports: requests by state, tasks waiting, builds."""
@@ -192,24 +207,25 @@ class ImageService:
             states = [request.state for request in self._requests.values()]
             waiting = sum(len(r.waiting) for r in self._requests.values())
             return {
-                "queued": states.count(State.REQUESTED),
-                "building": states.count(State.BUILDING)
-                + states.count(State.RESOLVING),
+                "queued": len(states) - states.count(State.BUILDING),
+                "building": states.count(State.BUILDING),
                 "waiting_tasks": waiting,
                 "built": self._built,
                 "failed": self._failed,
             }
 
     def close(self) -> None:
-        """Stop the builds and fail whoever still waits. Idempotent; blocks until
-        the builds' processes are gone."""
-        self._closing.set()
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        """Fail whoever still waits, at once; then stop the builds. Idempotent; blocks
+        until the builds' processes are gone."""
         with self._lock:
-            left, self._requests = list(self._requests.values()), {}
-        for request in left:
-            for future in request.waiting:
-                future.set_exception(_stopped())
+            self._closing.set()
+            left: list[Future[Ready]] = []
+            for request in self._requests.values():
+                left += request.waiting
+                request.waiting = []
+        for future in left:
+            future.set_exception(_stopped())
+        self._threads.shutdown(wait=True, cancel_futures=True)
 
     def _serve(self, request: _Request) -> None:
         started = self._clock()
@@ -234,10 +250,22 @@ class ImageService:
             found = self._store.lookup(digest)
             if found is not None:
                 return found, False
+            with self._slot():
+                self._move(request, State.BUILDING)
+                return self._build(request), True
+
+    @contextlib.contextmanager
+    def _slot(self) -> Iterator[None]:
+        """One of the builds that may run at once; waits for it."""
+        while not self._slots.acquire(timeout=POLL_SECONDS):
             if self._closing.is_set():
                 raise _stopped()
-            self._move(request, State.BUILDING)
-            return self._build(request), True
+        try:
+            if self._closing.is_set():
+                raise _stopped()
+            yield
+        finally:
+            self._slots.release()
 
     def _build(self, request: _Request) -> StoredImage:
         image, started = request.image, self._clock()

@@ -96,6 +96,16 @@ def test_keys_of_later_versions_are_refused_not_ignored(raw: object) -> None:
         ({"run": {"options": ["--unsquash"]}}, "run.options"),
         ({"run": {"options": ["--bind=/etc:/x"]}}, "run.options"),
         ({"run": {"options": ["/bin/sh"]}}, "run.options"),
+        ({"run": {"options": ["--mount=type=bind,src=/etc"]}}, "run.options"),
+        ({"run": {"options": ["--compat"]}}, "run.options"),
+        ({"run": {"options": ["-B/etc:/x"]}}, "run.options"),
+        ({"run": {"options": ["-eC"]}}, "run.options"),
+        ({"policy": {"binds": ["scratch"]}}, "policy.binds"),
+        ({"policy": {"local_images": ["$NOWHERE"]}}, "policy.local_images"),
+        ({"apptainer": "bin/apptainer"}, "apptainer"),
+        ({"build": {"http_registries": ["http://r:5000/"]}}, "build.http_registries"),
+        ({"build": {"env": {"A B": "1"}}}, "build.env"),
+        ({"build": {"env": {"A": "1\n2"}}}, "build.env"),
     ],
 )
 def test_wrong_values_name_their_key(raw: object, key: str) -> None:
@@ -109,6 +119,23 @@ def test_an_image_that_is_misspelt_as_default_names_the_nearest() -> None:
     with pytest.raises(ConfigError) as caught:
         parse({"images": {"pandas": {"pip": ["pandas"]}}, "default_container": "panda"})
     assert caught.value.nearest == "pandas"
+
+
+def test_paths_of_the_policy_are_expanded_as_others() -> None:
+    config = parse(
+        {
+            "policy": {"binds": ["$SCRATCH", "/data"], "local_images": ["$SCRATCH/i"]},
+            "apptainer": "$SCRATCH/bin/apptainer",
+        }
+    )
+    assert config.policy.binds == ("/scratch/u", "/data")
+    assert config.policy.local_images == ("/scratch/u/i",)
+    assert config.apptainer == "/scratch/u/bin/apptainer"
+
+
+def test_characters_that_a_template_wrote_in_halves_are_joined() -> None:
+    config = parse({"default_container": {"env": {"A": "\ud83d\ude00"}}})
+    assert config.default_container.run_spec.env == (("A", "\U0001f600"),)
 
 
 _yaml = st.recursive(

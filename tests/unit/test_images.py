@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
 import threading
@@ -162,6 +163,61 @@ def test_events_are_told_and_a_broken_sink_does_not_stop_a_build(
     service.close()
     assert isinstance(seen[-1], events.BuildFinished)
     assert (seen[-1].digest, seen[-1].error) == (spec.digest, "")
+
+
+def test_waiting_tasks_are_answered_before_a_build_that_does_not_stop(
+    tmp_path, builder
+) -> None:
+    """A user endpoint has seconds to stop; its answers must not wait for a build."""
+    gate = threading.Event()
+
+    class Stubborn(type(builder)):
+        def build(self, image, **kwargs):  # cancel is not heeded
+            self.begun.set()
+            assert gate.wait(30)
+            return super().build(image, **kwargs)
+
+    stubborn = Stubborn()
+    service = make_service(tmp_path, stubborn)
+    futures = [service.request(image(name)) for name in ("a1", "a1", "b1", "c1", "d1")]
+    assert stubborn.begun.wait(10)
+    closing = threading.Thread(target=service.close)
+    closing.start()
+    assert not wait(futures, 10).not_done
+    assert closing.is_alive()
+    assert {f.exception().code for f in futures} == {"endpoint-stopped"}
+    gate.set()
+    closing.join(30)
+    assert not closing.is_alive()
+
+
+def test_a_machine_without_room_for_a_thread_fails_the_request_and_no_other(
+    service, builder, monkeypatch
+) -> None:
+    def no_thread(_self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        failed = service.request(image("pandas"))
+        assert isinstance(failed.exception(0), ContainerError)
+    assert service.counts()["queued"] == 0
+    assert service.request(image("pandas")).result(30).image.path.is_file()
+
+
+def test_waiting_for_another_processs_build_holds_up_no_build_of_ours(
+    service, builder, tmp_path
+) -> None:
+    elsewhere, never = Store(tmp_path / "cache"), threading.Event()
+    elsewhere.prepare()
+    held = [image("a1"), image("b1"), image("c1")]
+    with contextlib.ExitStack() as locks:
+        for spec in held:
+            locks.enter_context(elsewhere.lock(spec.digest, cancel=never))
+        waiting = [service.request(spec) for spec in held]
+        assert service.request(image("free")).result(30).cache == "built"
+        assert not any(future.done() for future in waiting)
+    assert {future.result(30).cache for future in waiting} == {"built"}
 
 
 # -- the state machine ----------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import Any
 from globus_compute_apptainer.config import ContainersConfig
 from globus_compute_apptainer.errors import SpecError
 from globus_compute_apptainer.spec import model, policy
+from globus_compute_apptainer.spec.refusal import show
 
 log = logging.getLogger(__name__)
 
@@ -118,15 +119,15 @@ class Requests:
                 hint="attach the spec itself, or the name of one of the endpoint's"
                 " images",
                 code="spec-unsupported",
-                value=name,
+                value=show(name),
             )
-        near = difflib.get_close_matches(name, images, n=1)
+        near = difflib.get_close_matches(name[:80], images, n=1)
         known = ", ".join(sorted(images)) or "none"
         raise SpecError(
             "this endpoint has no image of that name",
             hint=f"its admin defined: {known}",
             code="image-unknown",
-            value=name[:80],
+            value=show(name),
             nearest=near[0] if near else "",
         )
 

@@ -85,12 +85,19 @@ def error_result(task_id: uuid.UUID, error: ContainerError) -> bytes:
     )
     result = Result(
         task_id=task_id,
-        data=error.render(),
-        error_details=ResultErrorDetails(code=error.code, user_message=error.message),
+        data=_encodable(error.render()),
+        error_details=ResultErrorDetails(
+            code=error.code, user_message=_encodable(error.message)
+        ),
         task_statuses=[now],
     )
     packed: bytes = messagepack.pack(result)
     return packed
+
+
+def _encodable(text: str) -> str:
+    """Half of a surrogate pair, which JSON can carry in, cannot be packed."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def await_stopping_publishers(seconds: float) -> None:

@@ -8,6 +8,7 @@ inside an allowed directory, and what a tag means today, are not its business.
 from __future__ import annotations
 
 import fnmatch
+import re
 from dataclasses import dataclass
 
 from globus_compute_apptainer.errors import PolicyError
@@ -15,6 +16,9 @@ from globus_compute_apptainer.spec import base
 from globus_compute_apptainer.spec.binds import inside
 from globus_compute_apptainer.spec.model import ImageSpec, RunSpec
 from globus_compute_apptainer.spec.refusal import show
+
+# Library references name a digest by a tag of this form.
+_LIBRARY_DIGEST = re.compile(r":sha256\.[0-9a-f]{64}\Z")
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,9 @@ def _check_base(image: ImageSpec, policy: Policy) -> None:
 def _check_digest(image: ImageSpec, policy: Policy) -> None:
     if not policy.require_digest or image.agent in base.LOCAL_AGENTS:
         return
-    # Library references name a digest by a tag of this form.
-    if "@" in image.base_image or ":sha256." in image.base_image:
+    if "@" in image.base_image:
+        return
+    if image.agent == "library" and _LIBRARY_DIGEST.search(image.base_image):
         return
     hint = "name the image by digest, as in python@sha256:…"
     raise _denied("base_image", image.base_image, "an image without a digest", hint)

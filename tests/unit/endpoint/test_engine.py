@@ -161,6 +161,10 @@ BAD_SPECS = [
     pytest.param({"action": "list"}, "spec-unsupported", id="control"),
     pytest.param("sha256:" + "0" * 64, "spec-unsupported", id="digest"),
     pytest.param("nope", "image-unknown", id="unknown name"),
+    pytest.param("\ud800x", "image-unknown", id="half a surrogate pair"),
+    pytest.param("sha256:\ud800", "spec-unsupported", id="half a pair in a digest"),
+    pytest.param({"pip": ["\ud800"]}, "spec-invalid", id="half a pair in a field"),
+    pytest.param({"\ud800": 1}, "spec-invalid", id="half a pair as a field"),
 ]
 
 
