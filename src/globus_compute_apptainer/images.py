@@ -59,6 +59,8 @@ log = logging.getLogger(__name__)
 
 #: Requests that may wait for builds of other processes without holding up our own.
 LOCK_WAITERS = 16
+#: How many build timeouts to wait for another process before giving up on it.
+LOCK_TIMEOUTS = 2
 POLL_SECONDS = 0.1
 
 CacheOutcome = Literal["hit", "built", "shared"]
@@ -246,7 +248,9 @@ class ImageService:
         """The image and whether this call built it."""
         digest = request.image.digest
         self._store.prepare()
-        with self._store.lock(digest, cancel=self._closing):
+        # Who has it builds, for `timeout` at most, or waits for a slot to do so.
+        patience = LOCK_TIMEOUTS * self._config.timeout
+        with self._store.lock(digest, cancel=self._closing, timeout=patience):
             found = self._store.lookup(digest)
             if found is not None:
                 return found, False
@@ -282,7 +286,7 @@ class ImageService:
             )
             seconds = self._clock() - started
             manifest = _manifest(request, built, seconds, str(log_path))
-            return self._store.publish(built.sif, manifest)
+            return self._store.publish(built.sif, manifest, cancel=self._closing)
 
     def _tell(self, event: events.Event) -> None:
         try:

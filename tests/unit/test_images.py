@@ -220,6 +220,20 @@ def test_waiting_for_another_processs_build_holds_up_no_build_of_ours(
     assert {future.result(30).cache for future in waiting} == {"built"}
 
 
+def test_a_lock_that_is_never_released_ends_the_request(tmp_path, builder) -> None:
+    """As of a `gc-apptainer build` that somebody stopped with Ctrl-Z."""
+    store, never = Store(tmp_path / "cache"), threading.Event()
+    store.prepare()
+    config = BuildConfig(tmp_dir=tmp_path, timeout=0.2)
+    service = ImageService(Store(tmp_path / "cache"), lambda: builder, config)
+    spec = image("pandas")
+    with store.lock(spec.digest, cancel=never):
+        error = service.request(spec).exception(30)
+    assert isinstance(error, ContainerError)
+    assert error.code == "lock-timeout"
+    service.close()
+
+
 # -- the state machine ----------------------------------------------------------
 
 

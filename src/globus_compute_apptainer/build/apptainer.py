@@ -111,6 +111,12 @@ class Apptainer:
     exec_flags: tuple[str, ...] = ()
     build_flags: tuple[str, ...] = ()
 
+    @property
+    def release(self) -> tuple[int, int]:
+        """Major and minor version, for comparisons."""
+        found = re.match(r"(\d+)\.(\d+)", self.version)
+        return (int(found[1]), int(found[2])) if found else OLDEST
+
     @classmethod
     def find(cls, program: str | None = None) -> Apptainer:
         """The Apptainer named ``program`` (a path or a name), or the one in PATH.

@@ -221,7 +221,8 @@ class _Job:
                 hint=_HINTS.get(said.code, ""),
                 stage=said.stage,
             )
-        raise self._diagnosed(diagnose(self._transcript.stage, self._transcript.tail))
+        tail = self._transcript.tail
+        raise self._diagnosed(diagnose(self._transcript.stage, tail, self._image.agent))
 
     def _diagnosed(self, cause: Diagnosis) -> BuildError:
         stage = self._transcript.stage

@@ -39,11 +39,16 @@ class _Rule:
     message: str
     hint: str = ""
     stages: tuple[str, ...] = ()
+    agents: tuple[str, ...] = ()
 
 
 _PULL: Final = ("pull",)
 _PIP: Final = ("pip",)
 _APT: Final = ("apt",)
+# Where Apptainer itself talks, and not what it runs.
+_HOST: Final = ("pull", "pack", "probe")
+_FILES: Final = ("localimage", "docker-archive", "oci-archive", "oci")
+_WHEELS: Final = "choose a version that has wheels for the Python of the base image"
 
 _RULES: Final = (
     _Rule(
@@ -51,7 +56,9 @@ _RULES: Final = (
         r"|You don't have enough free space",
         "disk-full",
         "the disk is full",
-        "free some room, or name a larger directory as `build.tmp_dir`",
+        "free some room (`apptainer cache clean`), or name larger directories: for "
+        "builds `build.tmp_dir`, for Apptainer's cache APPTAINER_CACHEDIR in "
+        "`build.env`",
     ),
     _Rule(
         r"Cannot allocate memory|\(os error 12\)|Killed signal terminated program cc1",
@@ -68,8 +75,8 @@ _RULES: Final = (
         _PULL,
     ),
     _Rule(
-        r"unauthorized|authentication required|denied: |access to the resource is"
-        r"|403 \(?Forbidden|invalid username/password",
+        r"unauthorized|authentication required|(?<!permission )denied: "
+        r"|access to the resource is|403 \(?Forbidden|invalid username/password",
         "base-not-found",
         "the registry does not give out this base image",
         "check the name; for a private one the endpoint's owner must log in "
@@ -113,6 +120,7 @@ _RULES: Final = (
         "there is no such base image file",
         "check the path; it must be readable on the endpoint's machine",
         _PULL,
+        _FILES,
     ),
     _Rule(
         r"could not parse reference|invalid reference format|invalid tar header"
@@ -156,6 +164,26 @@ _RULES: Final = (
         "the package that has wheels",
         _PIP,
     ),
+    # What a package's own build says must not be taken for words of uv or pip, which
+    # quote it indented; the beginning of a long quotation may be gone.
+    _Rule(
+        r"The build backend returned an error|Failed building wheel"
+        r"|metadata-generation-failed|^(?!.*dependencies).*did not run successfully"
+        r'|^ {4,}(Traceback \(most recent|File "[^"]*", line \d)',
+        "build-failed",
+        "a package could not be built from its sources",
+        _WHEELS,
+        _PIP,
+    ),
+    _Rule(
+        r"lack of valid authentication credentials|HTTP status client error \(40[13]"
+        r"|HTTP error 40[13] while|40[13] Client Error|40[13] Error, Credentials",
+        "index-unreachable",
+        "a package index gives nothing without credentials, or not with these",
+        "the endpoint's owner must add user and password to the index's URL, in pip's "
+        "or uv's settings or as `build.env`",
+        _PIP,
+    ),
     _Rule(
         r"ResolutionImpossible|conflicting dependencies|which are incompatible$",
         "package-not-found",
@@ -167,8 +195,8 @@ _RULES: Final = (
         r"was not found in the (package registry|provided package locations|cache)"
         r"|No matching distribution found|there (is|are) no versions? of"
         r"|only (the following versions of )?.* (is|are) available"
-        r"|Could not find a version that satisfies|No solution found"
-        r"|has no wheels with a matching",
+        r"|Could not find a version that satisfies|has no wheels with a matching"
+        r"|No solution found when resolving dependencies",
         "package-not-found",
         "no index has a package or version that was asked for",
         "check the names and versions in `pip`",
@@ -218,10 +246,10 @@ _RULES: Final = (
         _APT,
     ),
     _Rule(
-        r"Failed to build `|Failed building wheel|metadata-generation-failed",
+        r"Failed to build `",
         "build-failed",
         "a package could not be built from its sources",
-        "choose a version that has wheels for the Python of the base image",
+        _WHEELS,
         _PIP,
     ),
     # Apptainer on this machine
@@ -239,25 +267,30 @@ _RULES: Final = (
         "this machine does not let this user build images",
         "the admin must allow unprivileged user namespaces, or add this user to "
         "/etc/subuid and /etc/subgid",
+        _HOST,
     ),
     _Rule(
         r"exec: \"mksquashfs\"|mksquashfs.*not found|while searching for mksquashfs",
         "build-failed",
         "mksquashfs is not installed here",
         "the admin must install squashfs-tools",
+        _HOST,
     ),
 )
 
 
-def diagnose(stage: str, tail: Iterable[str]) -> Diagnosis:
+def diagnose(stage: str, tail: Iterable[str], agent: str = "docker") -> Diagnosis:
     """The first rule for ``stage`` that any line of ``tail`` matches.
 
     :param stage: where the build failed
     :param tail: the last lines of the output of the command that failed
+    :param agent: kind of the base image, as in the definition file
     """
     text = "\n".join(tail)
     for rule in _RULES:
         if rule.stages and stage not in rule.stages:
+            continue
+        if rule.agents and agent not in rule.agents:
             continue
         if re.search(rule.pattern, text, re.MULTILINE | re.IGNORECASE):
             return Diagnosis(rule.code, rule.hint, rule.message)

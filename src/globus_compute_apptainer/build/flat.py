@@ -32,6 +32,9 @@ IMAGE_NAME: Final = "image.sif"
 PACKING: Final = "-comp zstd -Xcompression-level 3"
 """Packs as small as gzip and seven times as fast; zstd's own default is slow."""
 
+PACKING_SINCE: Final = (1, 4)
+"""The first Apptainer that lets its caller choose how to pack."""
+
 _SBIN: Final = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 
 
@@ -55,8 +58,7 @@ def build_flat(
     definition = scratch / "image.def"
     definition.write_text(recipe.definition, encoding="utf-8")
     options = ["--no-https"] if http else []
-    if can_pack_zstd():
-        options += ["--mksquashfs-args", PACKING]
+    options += packing(apptainer)
     work = scratch / "tmp"
     work.mkdir()
     argv = apptainer.build_argv(
@@ -105,6 +107,13 @@ def lay_out(recipe: Recipe, site: SiteAccess, scratch: Path) -> list[str]:
 def needs_http(agent: str, base: str, http_registries: Sequence[str]) -> bool:
     """Whether the base comes from a registry that is configured as without TLS."""
     return agent in {"docker", "oras"} and base.split("/", 1)[0] in http_registries
+
+
+def packing(apptainer: Apptainer) -> list[str]:
+    """Options for how to pack; none where that cannot be chosen."""
+    if apptainer.release < PACKING_SINCE or not can_pack_zstd():
+        return []
+    return ["--mksquashfs-args", PACKING]
 
 
 def can_pack_zstd() -> bool:

@@ -200,7 +200,7 @@ class LineSplitter:
         """The lines that ``piece`` completes."""
         # A trailing CR may be half of a CR LF that the next piece completes.
         data = self._pending + piece
-        held = b"\r" if data.endswith(b"\r") and piece else b""
+        held = b"\r" if data.endswith(b"\r") else b""
         *complete, rest = _BREAKS.split(data[: len(data) - len(held)])
         for line in complete:
             if not self._cut:

@@ -17,11 +17,14 @@ import secrets
 import shutil
 import socket
 import tempfile
+import threading
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from globus_compute_apptainer.build.apptainer import Apptainer, run
+from globus_compute_apptainer.build.memory import available_memory, read_text
 from globus_compute_apptainer.errors import BuildError, ConfigError, HostError
 
 if TYPE_CHECKING:
@@ -36,6 +39,10 @@ NEED_BYTES: Final = 4 * 1024**3
 
 MEMORY_SHARE: Final = 2
 """A tmpfs is used only if this many times the need is free, as it is memory."""
+
+# What this process's running builds may still write, by the place they work in.
+_PROMISED: Counter[Path] = Counter()
+_CHOOSING: Final = threading.Lock()
 
 _MEMORY_PLACE: Final = Path("/dev/shm")  # noqa: S108 - one private directory in it
 _DISK_PLACES: Final = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108
@@ -56,7 +63,7 @@ Bootstrap: scratch
 class Place:
     """A directory that builds could work in.
 
-    :param free: bytes that this user may still write
+    :param free: bytes that this user may still write, less those promised to builds
     :param memory: whether what is written there takes memory
     :param usable: writable, and programs may be run from it
     """
@@ -102,7 +109,8 @@ def choose_scratch(
         return config.tmp_dir
     disks = dict.fromkeys([Path(tempfile.gettempdir()), *_DISK_PLACES, *fallbacks])
     places = [_look(_MEMORY_PLACE, memory=True), *map(_look, disks)]
-    chosen = choose_place(places, need, available_memory())
+    memory = available_memory() - _PROMISED[_MEMORY_PLACE]
+    chosen = choose_place(places, need, memory)
     if chosen is None:
         raise BuildError(
             "there is no directory on this machine that a build could work in",
@@ -125,14 +133,29 @@ def private_scratch(
     :raises ConfigError: see :func:`choose_scratch`
     :raises BuildError: see :func:`choose_scratch`
     """
-    parent = choose_scratch(config, need=need, fallbacks=fallbacks)
-    sweep(parent)
-    path = parent / f"{_owner_name(os.getpid())}-{secrets.token_hex(4)}"
-    path.mkdir(mode=0o700)
+    with _promised_place(config, need, fallbacks) as parent:
+        sweep(parent)
+        path = parent / f"{_owner_name(os.getpid())}-{secrets.token_hex(4)}"
+        path.mkdir(mode=0o700)
+        try:
+            yield path
+        finally:
+            remove_tree(path)
+
+
+@contextlib.contextmanager
+def _promised_place(
+    config: BuildConfig, need: int, fallbacks: Sequence[Path]
+) -> Iterator[Path]:
+    """Builds that start at once must not all count on the same room."""
+    with _CHOOSING:
+        parent = choose_scratch(config, need=need, fallbacks=fallbacks)
+        _PROMISED[parent] += need
     try:
-        yield path
+        yield parent
     finally:
-        remove_tree(path)
+        with _CHOOSING:
+            _PROMISED[parent] -= need
 
 
 def sweep(parent: Path) -> list[Path]:
@@ -185,32 +208,14 @@ def _remove_in_namespace(path: Path) -> None:
         log.warning("cannot remove %s: %s", path, error)
 
 
-def available_memory() -> int:
-    """Bytes that new processes may take: of the machine, and of this control group."""
-    meminfo = _read("/proc/meminfo")
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.MULTILINE)
-    machine = int(found[1]) * 1024 if found else 0
-    limits = [machine]
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        ),
-    ):
-        texts = _read(limit).strip(), _read(used).strip()
-        if all(text.isdigit() for text in texts):
-            limits.append(max(0, int(texts[0]) - int(texts[1])))
-    return min(limits)
-
-
 def _look(path: Path, *, memory: bool = False) -> Place:
     try:
         state = os.statvfs(path)
     except OSError:
         return Place(path, 0, memory, usable=False)
     usable = os.access(path, os.W_OK | os.X_OK) and not state.f_flag & os.ST_NOEXEC
-    return Place(path, state.f_bavail * state.f_frsize, memory, usable)
+    free = state.f_bavail * state.f_frsize - _PROMISED[path]
+    return Place(path, free, memory, usable)
 
 
 def _owner_name(pid: int) -> str:
@@ -232,8 +237,8 @@ def _owner_is_dead(name: re.Match[str]) -> bool:
 
 def _machine() -> tuple[str, str, str]:
     """This machine, its boot, and the process-id namespace, as short tokens."""
-    host = f"{socket.gethostname()} {_read('/etc/machine-id')}"
-    boot = _read("/proc/sys/kernel/random/boot_id")
+    host = f"{socket.gethostname()} {read_text('/etc/machine-id')}"
+    boot = read_text("/proc/sys/kernel/random/boot_id")
     try:
         namespace = str(Path("/proc/self/ns/pid").stat().st_ino)
     except OSError:
@@ -247,15 +252,8 @@ def _digest(text: str) -> str:
 
 def _start_time(pid: int) -> int:
     """Clock ticks from boot to the start of ``pid``; 0 if there is no such process."""
-    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    fields = read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return int(fields[19]) if len(fields) > 19 else 0
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def _mine(entry: os.DirEntry[str]) -> bool:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 TAIL_LINES: Final = 60
 
+MAX_LOG_BYTES: Final = 50_000_000
+"""Of a build's output; what comes later is told and remembered, but not logged."""
+
 _PACKING: Final = re.compile(r"INFO:\s+Creating (SIF file|sandbox directory)")
 # Apptainer gives every bind twice to its inner call, then says so.
 _NOISE: Final = re.compile(
@@ -46,8 +49,8 @@ class Failure:
 class Transcript:
     """Follows one build.
 
-    The log is written line by line as things happen, without credentials. A sink
-    that raises is ignored from then on.
+    The log is written line by line as things happen, without credentials, up to
+    :data:`MAX_LOG_BYTES` of output. A sink that raises is ignored from then on.
 
     :param stages: that the build will enter, in order; a marker of an earlier
         stage, or of none of them, is ordinary output
@@ -68,6 +71,7 @@ class Transcript:
         self._redact, self._clock = redact, clock
         self._entered: dict[str, float] = {}
         self._ended: float | None = None
+        self._room = MAX_LOG_BYTES
         self.stage = ""
         self.command = ""
         self.failure: Failure | None = None
@@ -89,7 +93,7 @@ class Transcript:
         if _PACKING.match(text) and self._is_ahead("pack"):
             self.enter("pack", "mksquashfs")
         self.tail.append(text)
-        self._write(text)
+        self._write_output(text)
         self._tell(events.OutputLine(self._digest, text))
 
     def finish(self, outcome: str) -> None:
@@ -111,12 +115,12 @@ class Transcript:
         elif kind == "@@run":
             self.command = rest
             self.tail.clear()
-            self._write(f"$ {rest}")
+            self._write_output(f"$ {rest}")
         elif kind == "@@fail" and len(rest.split(" ", 2)) == 3:
             self.failure = Failure(*rest.split(" ", 2))
             self.command = ""
             self.tail.clear()
-            self._write(self.failure.message)
+            self._write_output(self.failure.message)
         else:
             return False
         return True
@@ -126,6 +130,13 @@ class Transcript:
             return False
         here = self._stages.index(self.stage) if self.stage in self._stages else -1
         return self._stages.index(stage) > here
+
+    def _write_output(self, text: str) -> None:
+        """Write what the build itself can print without end."""
+        if self._room < 0:
+            return
+        self._room -= len(text.encode(errors="replace")) + 1
+        self._write("[log truncated]" if self._room < 0 else text)
 
     def _write(self, text: str) -> None:
         self._log.write(text + "\n")

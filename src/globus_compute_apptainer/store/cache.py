@@ -32,6 +32,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import math
 import os
 import re
 import secrets
@@ -147,11 +148,15 @@ class Store:
         self._known[spec_digest] = (state, found)
         return found
 
-    def publish(self, sif: Path, manifest: Manifest) -> StoredImage:
+    def publish(
+        self, sif: Path, manifest: Manifest, *, cancel: threading.Event | None = None
+    ) -> StoredImage:
         """Take a finished image into the cache; the file ``sif`` stays.
 
         :param manifest: ``image_digest`` and ``size`` are filled in here
-        :raises StoreError: it cannot be written; nothing is left then
+        :param cancel: ends the copying once set
+        :raises StoreError: it cannot be written, or was ended (``build-cancelled``);
+            nothing is left then
         """
         entry = self._entry(manifest.spec_digest)
         with files.translated(self._root):
@@ -161,7 +166,7 @@ class Store:
             work = self._tmp / files.unique("image")
             try:
                 work.mkdir()
-                size, digest = files.copy_durably(sif, work / IMAGE)
+                size, digest = files.copy_durably(sif, work / IMAGE, cancel)
                 manifest = dataclasses.replace(
                     manifest, image_digest=f"sha256:{digest}", size=size
                 )
@@ -178,10 +183,11 @@ class Store:
         return stored
 
     def lock(
-        self, spec_digest: str, *, cancel: threading.Event
+        self, spec_digest: str, *, cancel: threading.Event, timeout: float = math.inf
     ) -> AbstractContextManager[None]:
         """Hold the right to make one spec's image; see :func:`.locks.hold`."""
-        return locks.hold(self._locks / f"{_hex(spec_digest)}.lock", cancel=cancel)
+        path = self._locks / f"{_hex(spec_digest)}.lock"
+        return locks.hold(path, cancel=cancel, timeout=timeout)
 
     def images(self) -> Iterator[StoredImage]:
         """Every image that is whole, by spec digest, each as of when it is reached."""

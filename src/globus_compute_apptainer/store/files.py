@@ -12,11 +12,12 @@ import errno
 import hashlib
 import os
 import secrets
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final
 
 from globus_compute_apptainer.errors import StoreError
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -54,34 +55,52 @@ def store_error(error: OSError, path: Path) -> StoreError:
     )
 
 
-def copy_durably(source: Path, target: Path) -> tuple[int, str]:
+def copy_durably(
+    source: Path, target: Path, cancel: threading.Event | None = None
+) -> tuple[int, str]:
     """Copy a file, to disk; returns its size in bytes and its SHA-256 (hex).
 
     The copy is read again and compared, so that what these say is what is there.
 
+    :param cancel: ends it once set; the target is then incomplete
     :raises OSError: it cannot be read or written, or reads back differently (EIO)
+    :raises StoreError: it was ended (``build-cancelled``)
     """
     digest = hashlib.sha256()
     size = 0
     with source.open("rb") as reader, target.open("xb") as writer:
-        while chunk := reader.read(CHUNK_BYTES):
+        for chunk in _chunks(reader, cancel):
             digest.update(chunk)
             writer.write(chunk)
             size += len(chunk)
         writer.flush()
         os.fsync(writer.fileno())
-    if target.stat().st_size != size or sha256(target) != digest.hexdigest():
+    if target.stat().st_size != size or sha256(target, cancel) != digest.hexdigest():
         raise OSError(errno.EIO, "the copy differs from the original", str(target))
     return size, digest.hexdigest()
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file's content, hex."""
+def sha256(path: Path, cancel: threading.Event | None = None) -> str:
+    """SHA-256 of a file's content, hex.
+
+    :raises StoreError: ``cancel`` was set meanwhile (``build-cancelled``)
+    """
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
+        for chunk in _chunks(file, cancel):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _chunks(file: IO[bytes], cancel: threading.Event | None) -> Iterator[bytes]:
+    while chunk := file.read(CHUNK_BYTES):
+        if cancel is not None and cancel.is_set():
+            raise StoreError(
+                "stopped while the image was put into the cache",
+                code="build-cancelled",
+                path=str(file.name),
+            )
+        yield chunk
 
 
 def write_durably(path: Path, text: str) -> None:

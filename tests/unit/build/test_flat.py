@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from globus_compute_apptainer.build import flat
+from globus_compute_apptainer.build.apptainer import Apptainer, Completed
 from globus_compute_apptainer.build.plan import KIT, plan
 from globus_compute_apptainer.build.site import CA_INSIDE, SiteAccess
+from globus_compute_apptainer.config import BuildConfig
 from globus_compute_apptainer.spec.model import ImageSpec
 
 
@@ -60,3 +62,46 @@ def test_the_kit_holds_data_and_one_constant_program(tmp_path: Path):
 )
 def test_http_is_for_named_registries_only(agent: str, base: str, needed: bool):
     assert flat.needs_http(agent, base, ("127.0.0.1:5000",)) == needed
+
+
+@pytest.mark.parametrize(
+    ("version", "chosen"),
+    [
+        ("1.1.0", False),
+        ("1.3.6-1.el9", False),
+        ("1.4.0", True),
+        ("1.4.5-1.el9", True),
+        ("1.10.0", True),
+        ("2.0.0-rc.1", True),
+    ],
+)
+def test_packing_is_chosen_where_apptainer_knows_the_option(
+    version: str, chosen: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(flat, "can_pack_zstd", lambda: True)
+    wanted = ["--mksquashfs-args", flat.PACKING] if chosen else []
+    assert flat.packing(Apptainer("/x", version)) == wanted
+
+
+def test_the_environment_for_builds_reaches_apptainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    given = {}
+
+    def run(argv, *, env, **_):
+        given.update(env)
+        return Completed(0, 0.0)
+
+    monkeypatch.setattr(flat, "run", run)
+    config = BuildConfig(env=(("APPTAINER_CACHEDIR", "/mine"),))
+    environ = {"APPTAINER_CACHEDIR": "/site"}
+    flat.build_flat(
+        Apptainer("/x", "1.4.5"),
+        plan(ImageSpec("x", "docker")),
+        SiteAccess.from_host(environ, config, tmp_path),
+        tmp_path,
+        http=False,
+        timeout=1.0,
+        on_line=print,
+    )
+    assert given["APPTAINER_CACHEDIR"] == "/mine"

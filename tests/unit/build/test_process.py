@@ -217,6 +217,8 @@ def split(*pieces: bytes) -> list[str]:
         ([b"a\r\nb\r", b"\nc\n"], ["a", "b", "c"]),
         ([b"10%\r20%\r", b"30%\n"], ["10%", "20%", "30%"]),
         ([b"\n\n"], ["", ""]),
+        ([b"a\r", b"", b"\nb"], ["a", "b"]),
+        ([b"\r", b""], []),
         ([b"\xff\xfe\n"], ["\ufffd\ufffd"]),
         (["ü".encode()[:1], "ü".encode()[1:], b"\n"], ["ü"]),
         ([b"\x1b[31mred\x1b[0m\x07\n"], ["red"]),

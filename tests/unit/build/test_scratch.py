@@ -165,5 +165,32 @@ def test_remove_tree_of_nothing(tmp_path: Path):
     assert remove_tree(tmp_path / "none")
 
 
-def test_memory_is_known_here():
-    assert scratch.available_memory() > 10 * 1024**2
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Memory and disk; the memory has room for one build, and its share, only."""
+    memory, disk = tmp_path / "memory", tmp_path / "disk"
+    for path in (memory, disk):
+        path.mkdir()
+    monkeypatch.setattr(scratch, "_MEMORY_PLACE", memory)
+    monkeypatch.setattr(scratch, "_DISK_PLACES", ())
+    monkeypatch.setattr(scratch.tempfile, "gettempdir", lambda: str(disk))
+    monkeypatch.setattr(scratch, "available_memory", lambda: 2500)
+    return memory, disk
+
+
+def test_builds_at_once_do_not_count_on_the_same_memory(places: tuple[Path, Path]):
+    memory, disk = places
+    with private_scratch(BuildConfig(), need=1000) as one:
+        assert one.parent == memory
+        with private_scratch(BuildConfig(), need=1000) as two:
+            assert two.parent == disk
+    with private_scratch(BuildConfig(), need=1000) as three:
+        assert three.parent == memory
+
+
+def test_builds_at_once_do_not_count_on_the_same_disk(places: tuple[Path, Path]):
+    _, disk = places
+    need = int(scratch._look(disk).free * 0.6)
+    with private_scratch(BuildConfig(), need=need) as one:
+        assert one.parent == disk
+        assert scratch._look(disk).free < need

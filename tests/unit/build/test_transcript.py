@@ -7,7 +7,12 @@ import io
 import pytest
 
 from globus_compute_apptainer import events
-from globus_compute_apptainer.build.transcript import TAIL_LINES, Failure, Transcript
+from globus_compute_apptainer.build.transcript import (
+    MAX_LOG_BYTES,
+    TAIL_LINES,
+    Failure,
+    Transcript,
+)
 
 STAGES = ("pull", "apt", "pip", "pack", "probe")
 
@@ -166,3 +171,28 @@ def test_a_sink_that_raises_is_not_called_again(log):
     transcript.line("two")
     assert len(calls) == 1
     assert log.getvalue() == "one\ntwo\n"
+
+
+def test_the_log_is_bounded_and_the_rest_goes_on(transcript, log, told, monkeypatch):
+    monkeypatch.setattr(transcript, "_room", 100)
+    transcript.enter("pull")
+    for _ in range(1000):
+        transcript.line("y")
+        transcript.line("@@run y")
+    transcript.line("@@stage pip")
+    transcript.line("the last é")
+    transcript.finish("failed in pip: build-failed")
+    lines = log.getvalue().splitlines()
+    assert lines[-3:] == [
+        "[log truncated]",
+        "=== pip",
+        "=== failed in pip: build-failed",
+    ]
+    assert len(log.getvalue()) < 200
+    assert list(transcript.tail) == ["the last é"]
+    assert told[-1] == events.OutputLine("sha256:x", "the last é")
+
+
+def test_a_log_has_a_bound():
+    transcript = Transcript(io.StringIO(), digest="x", stages=STAGES)
+    assert transcript._room == MAX_LOG_BYTES

@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -272,3 +273,14 @@ for _ in range(3):
     images = [name for name in tree(root) if name.endswith("image.sif")]
     assert len(images) == 1
     assert list((root / "v1/tmp").iterdir()) == []
+
+
+def test_a_cancelled_publication_leaves_nothing(store, root, sif, manifest):
+    cancel = threading.Event()
+    cancel.set()
+    with pytest.raises(StoreError) as caught:
+        store.publish(sif, manifest("a"), cancel=cancel)
+    assert caught.value.code == "build-cancelled"
+    assert tree(root) == set()
+    assert list((root / "v1/tmp").iterdir()) == []
+    assert store.publish(sif, manifest("a"), cancel=threading.Event())

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,7 +33,7 @@ def test_a_copy_that_reads_back_differently_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "a").write_text("a")
-    monkeypatch.setattr(files, "sha256", lambda path: "0" * 64)
+    monkeypatch.setattr(files, "sha256", lambda path, cancel: "0" * 64)
     with pytest.raises(OSError) as caught:
         files.copy_durably(tmp_path / "a", tmp_path / "b")
     assert caught.value.errno == errno.EIO
@@ -73,3 +74,17 @@ def test_what_a_person_is_told(number: int, code: str, hinted: bool):
     error = caught.value
     assert (error.code, error.path, bool(error.hint)) == (code, "/cache", hinted)
     assert os.strerror(number) in error.message
+
+
+@pytest.mark.parametrize("chunks", [0, 2, 4, 5])
+def test_a_copy_can_be_cancelled_while_written_and_while_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunks: int
+):
+    """Of six looks at the event, three are while copying and three afterwards."""
+    monkeypatch.setattr(files, "CHUNK_BYTES", 1)
+    (tmp_path / "a").write_text("abc")
+    looks = iter([False] * chunks + [True])
+    cancel = SimpleNamespace(is_set=lambda: next(looks))
+    with pytest.raises(StoreError) as caught:
+        files.copy_durably(tmp_path / "a", tmp_path / "b", cancel)
+    assert caught.value.code == "build-cancelled"

@@ -138,3 +138,24 @@ for _ in range(5):
     for process in running:
         assert process.wait(deadline - time.monotonic()) == 0
     assert counter.read_text() == "20"
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o002, 0o664), (0o077, 0o600)])
+def test_the_umask_says_who_may_lock(store: Store, root: Path, umask: int, mode: int):
+    before = os.umask(umask)
+    try:
+        for _ in range(2):
+            with store.lock(SPEC, cancel=threading.Event()):
+                (path,) = (root / "v1/locks").iterdir()
+                assert path.stat().st_mode & 0o777 == mode
+    finally:
+        os.umask(before)
+
+
+def test_a_lock_is_left_as_the_group_set_it(store: Store, root: Path):
+    path = root / "v1/locks" / f"{'a' * 64}.lock"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    path.chmod(0o660)
+    with store.lock(SPEC, cancel=threading.Event()):
+        assert path.stat().st_mode & 0o777 == 0o660
