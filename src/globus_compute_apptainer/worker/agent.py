@@ -9,16 +9,13 @@ It is two processes. The *guard* is the one that Apptainer started; its child ru
 tasks, one after the other. If the worker goes away, however busy the child is, the
 guard ends every process of the container; if the child ends, it ends the same way.
 
-The child says hello once, then answers every task with one result, in frames over
-standard input and output. Both are moved out of the way first: a task reads nothing,
-and what it prints goes to standard error.
+The child says hello once, after ``MAGIC``, since an image may print as it starts; then
+it answers every task with one result, in frames over standard input and output. Both
+are moved out of the way first: a task reads nothing, and prints to standard error.
 
 The library goes *last* on ``sys.path``, so that the image's own ``dill`` wins. But
 ``globus_compute_sdk`` is always the library's, since the wire format must be the
 endpoint's, and its ``__init__``, which needs all of Globus, never runs.
-
-Statements of :func:`execute_task` and :func:`timeout` are the stock engine's, because
-users see them in tracebacks.
 """
 
 from __future__ import annotations
@@ -44,7 +41,8 @@ from typing import IO, Any, Callable, Dict, List, Optional, Set, Tuple
 OLDEST_PYTHON = (3, 9)  # that the SDK's serializers work with
 PRIVATE_FD, CHUNK = 200, 1 << 20  # file descriptors of ours begin there
 SIZES = struct.Struct("!IQ")  # of header and body
-LOOKS, PAUSE_SECONDS = 100, 0.01
+MAGIC = b"\0\xffgc-apptainer agent\xff\0"  # no text has it
+LOOKS, PAUSE_SECONDS, PR_SET_CHILD_SUBREAPER = 100, 0.01, 36
 UTF8 = ("utf-8", "surrogatepass")  # JSON may hold half of a surrogate pair
 
 SDK_MODULES = {
@@ -102,30 +100,31 @@ def mount_namespace(pid: str = "self") -> str:
         return ""
 
 
-def kill_all(namespace: str, spare: Optional[int] = None) -> None:
-    """Kill what runs in a container's mount namespace, in whatever session.
-
-    No name, nothing to kill. Gives up on what is stuck. The worker uses it, too.
-    """
+def kill_all(find: Callable[[], Set[int]]) -> None:
+    """Kill what is found; gives up on what is stuck. The worker uses it, too."""
     for _ in range(LOOKS):  # processes may be born while we look
-        found = members(namespace) - {spare}
+        found = find()
         if not found:
             return
         for pid in found:
-            kill(pid)
+            with contextlib.suppress(OSError):  # gone, or not ours
+                os.kill(pid, signal.SIGKILL)
         time.sleep(PAUSE_SECONDS)
 
 
 def members(namespace: str) -> Set[int]:
-    """The processes in a mount namespace."""
+    """The processes in a mount namespace, in whatever session; no name, none."""
     pids = os.listdir("/proc") if namespace else []
     return {int(p) for p in pids if p.isdigit() and mount_namespace(p) == namespace}
 
 
-def kill(pid: int) -> None:
-    """Kill a process, if it is there and ours."""
-    with contextlib.suppress(OSError):
-        os.kill(pid, signal.SIGKILL)
+def orphans(child: int) -> Set[int]:
+    """This process's living children but one, in whatever namespace; reaps the dead."""
+    listed = "/proc/self/task/%d/children" % os.getpid()
+    with contextlib.suppress(OSError), open(listed) as file:
+        found = set(map(int, file.read().split())) - {child}
+        return {pid for pid in found if os.waitpid(pid, os.WNOHANG) == (0, 0)}
+    return set()
 
 
 def guard(child: int, inlet: int, outside: str) -> None:
@@ -138,11 +137,17 @@ def guard(child: int, inlet: int, outside: str) -> None:
         poll = select.poll()
         poll.register(inlet, 0)  # hang-up alone
         poll.poll()
-        kill(child)
+        os.kill(child, signal.SIGKILL)
 
+    with contextlib.suppress(Exception):  # best effort: what tasks leave becomes ours
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     threading.Thread(target=watch, daemon=True).start()
-    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # its number is still taken
-    kill_all(namespace, spare=os.getpid())
+    wait: Any = functools.partial(os.waitid, os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+    while (ended := wait().si_pid) != child:  # whose number is still taken
+        os.waitpid(ended, 0)
+    kill_all(lambda: (members(namespace) | orphans(child)) - {os.getpid(), child})
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # one core file is enough
@@ -186,8 +191,7 @@ class Streams:
     def forget(self) -> None:
         """Close the pipes, in a process that a task forked."""
         for fd in (self.inlet, self.outlet):
-            with contextlib.suppress(OSError):
-                os.close(fd)
+            os.closerange(fd, fd + 1)  # never fails
 
 
 def install_library(library: str, sdk_version: str) -> None:
@@ -253,29 +257,26 @@ def timeout(f: Callable[..., Any], seconds: float) -> Callable[..., Any]:
 
 def execute_task(task: Any, header: Dict[str, Any]) -> Outcome:
     """Run a task as its header says; without a ``__name__`` it fails, as in stock."""
+    # These statements, and timeout's, are stock: users see them in tracebacks.
     from globus_compute_sdk.errors import MaxResultSizeExceeded
     from globus_compute_sdk.serialize import ComputeSerializer
 
     try:
         serde = ComputeSerializer(allowed_deserializer_types=header["allowed"])
         f, f_a, f_k = serde.unpack_and_deserialize(task.task_buffer)
-
         gc_task_timeout = max(0.0, float(os.environ.get("GC_TASK_TIMEOUT", 0.0)))
         if gc_task_timeout > 0.0:
             f = timeout(f, gc_task_timeout)
-
         _ = [
             f.__name__,
         ]
         raw_result = f(*f_a, **f_k)
         wanted = header["result_serializers"] or ()
         result = serde.serialize_from_list(raw_result, wanted)
-
         res_len = len(result)
         if res_len > header["limit"]:
             raise MaxResultSizeExceeded(res_len, header["limit"])
         return result, None
-
     except Exception as exc:
         return describe(exc, (MaxResultSizeExceeded,))
 
@@ -306,11 +307,10 @@ class TaskLoop:
 
     def serve(self) -> None:
         """Answer tasks until the worker closes its end."""
-        while True:
-            frame = read_frame(functools.partial(os.read, self._streams.inlet))
-            if frame is None:
-                return
+        read = functools.partial(os.read, self._streams.inlet)
+        while frame := read_frame(read):
             header, body = self._answer(*frame)
+            header["id"] = frame[0]["id"]
             write_frame(self._streams.outlet, header, body)
 
     def _answer(self, header: Dict[str, Any], body: bytes) -> Frame:
@@ -354,8 +354,7 @@ def hello(sdk_version: str) -> Dict[str, Any]:
         "python_version": platform.python_version(),
         "globus_compute_sdk_version": sdk_version,
     }
-    facts = {"guard": os.getppid(), "namespace": mount_namespace()}
-    return {"kind": "hello", "details": details, **facts}
+    return {"details": details, "guard": os.getppid(), "namespace": mount_namespace()}
 
 
 def work(streams: Streams, library: str, sdk_version: str) -> None:
@@ -368,6 +367,7 @@ def work(streams: Streams, library: str, sdk_version: str) -> None:
     sys.modules["globus_compute_apptainer_agent"] = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     install_library(library, sdk_version)
+    os.write(streams.outlet, MAGIC)
     write_frame(streams.outlet, hello(sdk_version))
     TaskLoop(streams).serve()
 

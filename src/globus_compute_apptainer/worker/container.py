@@ -6,12 +6,15 @@ copies the container's standard error to the worker's.
 
 Guaranteed: when :meth:`Container.close` has returned, no process of the container and
 no mount is left; if the worker dies without closing, the guard inside sees to it.
-Not guaranteed: a process that is stuck in the kernel goes when it gets unstuck.
+Not guaranteed: a process that is stuck in the kernel goes when it gets unstuck; one
+that moved to a mount namespace *and* a session of its own may stay if the guard was
+killed, or could not become its parent.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import signal
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from globus_compute_apptainer.worker.launch import Launch
 
 GRACE_SECONDS: Final = 5.0
+NOISE_BYTES: Final = 65536
 TAIL_BYTES: Final = 4096
 TAIL_LINES: Final = 20
 LOOK_SECONDS: Final = 0.25
@@ -79,7 +83,12 @@ class Container:
         self._errors = StderrPump(_opened(self._process.stderr))
         self._pinned = Pinned()
         self._manager = os.getppid()
-        self.details: Mapping[str, str] = self._await_hello(start_timeout)
+        self._asked = 0
+        try:
+            self.details: Mapping[str, str] = self._await_hello(start_timeout)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def alive(self) -> bool:
@@ -95,23 +104,30 @@ class Container:
         """Have a task run; blocks until it has.
 
         :raises NotSentError: the container was gone before it had the whole task
-        :raises TaskError: the container ended instead of answering
-            (``container-crashed``), or nobody is left to take the answer
-            (``worker-orphaned``); it has been closed
+        :raises TaskError: the container ended instead of answering, or answered
+            another task (``container-crashed``), or nobody is left to take the
+            answer (``worker-orphaned``)
+
+        After any exception the container is of no use but to be closed.
         """
+        before = self._errors.tail()
         self._errors.forget()
+        self._asked += 1
+        header = {**header, "id": self._asked}
         try:
             agent.write_frame(self._inlet.fileno(), header, body)
         except BrokenPipeError as error:
-            self.close()
-            raise NotSentError from error
+            raise self._gone(NotSentError, "before it had the task", before) from error
         answer = self._receive(None)
-        if answer is not None:
-            return answer
-        if self._orphaned:
+        if answer is None and self._orphaned:
             self.close()
             raise TaskError("the worker's manager is gone", code="worker-orphaned")
-        raise self._crashed()
+        if answer is None:
+            raise self._gone(TaskError, "while it ran the task")
+        if answer[0].get("id") != self._asked:
+            self.close()
+            raise TaskError("the container answered another task than it was given")
+        return answer
 
     def close(self) -> None:
         """End the container and everything that runs in it; may be called again."""
@@ -119,7 +135,7 @@ class Container:
             return
         self._inlet.close()
         self._wait_for_emptiness()
-        agent.kill_all(self._pinned.name)
+        agent.kill_all(functools.partial(agent.members, self._pinned.name))
         # The image is still mounted in the namespace that is held. Without its helper
         # Apptainer need not wait for that to change, and ends as the guard did.
         _kill_session(self._process.pid, spare=self._process.pid)
@@ -139,44 +155,62 @@ class Container:
 
     def _await_hello(self, seconds: float) -> Mapping[str, str]:
         deadline = time.monotonic() + seconds
-        frame = self._receive(deadline)
+        frame = self._receive(deadline) if self._skip_noise(deadline) else None
         if frame is not None:
             self._pinned = Pinned.of(frame[0]["guard"], frame[0]["namespace"])
             details: Mapping[str, str] = frame[0]["details"]
             return details
-        early = time.monotonic() < deadline and self._exited(GRACE_SECONDS)
+        late = time.monotonic() >= deadline
+        early = not late and self._exited(GRACE_SECONDS)
         self.close()
         message = "the container did not start"
-        message += "" if early else f" within {seconds:g} s"
+        message += f" within {seconds:g} s" if late else ""
         ended = describe_end(self._process.returncode) if early else ""
         raise _not_started(message, ended=ended, tail=self._errors.tail())
 
+    def _skip_noise(self, deadline: float) -> bool:
+        """Read up to where the agent begins; False if it does not.
+
+        What an image printed as it started goes where its standard error goes.
+        """
+        noise, found = b"", False
+        while not found and len(noise) < NOISE_BYTES and time.monotonic() < deadline:
+            byte = self._read(deadline, 1)
+            if not byte:
+                break
+            noise += byte
+            found = noise.endswith(agent.MAGIC)
+        self._errors.add(noise.removesuffix(agent.MAGIC))
+        return found
+
     def _receive(self, deadline: float | None) -> agent.Frame | None:
         """The next frame; None if there will be none, or none in time."""
-
-        def read(size: int) -> bytes:
-            while not self._poll.poll(LOOK_SECONDS * 1000):
-                if deadline is not None and time.monotonic() > deadline:
-                    return b""
-                if self._orphaned:
-                    return b""
-                # A process that a task left behind may hold the pipe open.
-                if not self.alive and not self._poll.poll(0):
-                    return b""
-            return os.read(self._outlet.fileno(), size)
-
         try:
-            return agent.read_frame(read)
-        except EOFError:
+            return agent.read_frame(functools.partial(self._read, deadline))
+        except (EOFError, ValueError):  # it ended, or something else wrote there
             return None
 
-    def _crashed(self) -> TaskError:
+    def _read(self, deadline: float | None, size: int) -> bytes:
+        """Some of what the agent writes; nothing at the end, or when to give up."""
+        while not self._poll.poll(LOOK_SECONDS * 1000):
+            if deadline is not None and time.monotonic() > deadline:
+                return b""
+            if self._orphaned:
+                return b""
+            # A process that a task left behind may hold the pipe open.
+            if not self.alive and not self._poll.poll(0):
+                return b""
+        return os.read(self._outlet.fileno(), size)
+
+    def _gone(
+        self, kind: type[TaskError], when: str, before: tuple[str, ...] = ()
+    ) -> TaskError:
+        """The error of a container that ended; ``before`` is what it said earlier."""
         self.close()
-        return TaskError(
-            "the container ended while it ran the task",
-            code="container-crashed",
+        return kind(
+            f"the container ended {when}",
             ended=describe_end(self._process.returncode),
-            tail=self._errors.tail(),
+            tail=(before + self._errors.tail())[-TAIL_LINES:],
         )
 
     def _wait_for_emptiness(self) -> None:
@@ -233,7 +267,7 @@ class Pinned:
             os.close(descriptor)
 
 
-class NotSentError(Exception):
+class NotSentError(TaskError):
     """The container did not get the task, which may be given to another."""
 
 
@@ -259,6 +293,13 @@ class StderrPump:
         lines = [line for line in text.splitlines() if not line.startswith("INFO:    ")]
         return tuple(lines[-TAIL_LINES:])
 
+    def add(self, chunk: bytes) -> None:
+        """Take what came by another way."""
+        with self._lock:
+            self._tail = (self._tail + chunk)[-TAIL_BYTES:]
+        with contextlib.suppress(OSError):
+            os.write(STANDARD_ERROR, chunk)
+
     def finish(self) -> None:
         """Wait a little for the rest."""
         self._thread.join(GRACE_SECONDS)
@@ -266,10 +307,7 @@ class StderrPump:
     def _copy(self) -> None:
         with self._source as source:
             while chunk := source.read(65536):
-                with self._lock:
-                    self._tail = (self._tail + chunk)[-TAIL_BYTES:]
-                with contextlib.suppress(OSError):
-                    os.write(STANDARD_ERROR, chunk)
+                self.add(chunk)
 
 
 def describe_end(returncode: int) -> str:
@@ -298,23 +336,17 @@ def _not_started(
 
 def _kill_session(leader: int, spare: int = 0) -> None:
     """Kill a session: Apptainer's processes, which are outside of the container."""
-    for _ in range(agent.LOOKS):
-        members = set(_session(leader)) - {spare}
-        if not members:
-            return
-        for pid in members:
-            agent.kill(pid)
-        time.sleep(agent.PAUSE_SECONDS)
+    agent.kill_all(lambda: _session(leader) - {spare})
 
 
-def _session(leader: int) -> list[int]:
+def _session(leader: int) -> set[int]:
     """The living processes of a session."""
-    members = []
+    members = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             after_name = stat.read_text("latin-1").rpartition(")")[2].split()
             if after_name[0] not in "ZX" and int(after_name[3]) == leader:
-                members.append(int(stat.parent.name))
+                members.add(int(stat.parent.name))
     return members
 
 

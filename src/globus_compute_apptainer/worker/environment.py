@@ -1,9 +1,12 @@
 """Which of the worker's environment variables a task in a container sees.
 
 Runs in worker processes; pure. The container starts with a clean environment: what
-the image sets, what Apptainer sets (``HOME``, ``APPTAINER_*``) and the spec's
-``env``. Before every task the variables of this table are copied from the worker,
-whose values differ from worker to worker and may change between tasks:
+the image sets, what Apptainer sets (``HOME``, ``APPTAINER_*``, ``SINGULARITY_*``) or
+passes on from the worker (``TERM``, and ``http_proxy``, ``https_proxy``,
+``ftp_proxy``, ``all_proxy`` and ``no_proxy`` in either case, see
+:func:`without_proxy_credentials`), and the spec's ``env``. Before every task the
+variables of this table are copied from the worker, whose values differ from worker to
+worker and may change between tasks:
 
 ====================  =========================================================
 Globus and Parsl      ``GC_*``, ``PARSL_*``
@@ -28,7 +31,7 @@ worker's, except over ``GC_TASK_*``: those are facts about the task.
 
 Never copied, not even from the families above: whatever is named like a credential
 (``*TOKEN*``, ``*SECRET*``, ``*PASSWORD*``, ``*CREDENTIAL*``, ``*COOKIE*``, ``*JWT*``,
-``*_KEY``). Nor is anything that is not in the table, such as ``PATH``,
+``*_KEY``). Nor is anything else that is not in the table, such as ``PATH``,
 ``PYTHONPATH``, ``LD_LIBRARY_PATH`` or ``VIRTUAL_ENV``, which speak of the host.
 """
 
@@ -56,6 +59,20 @@ _PASSED: Final = re.compile(
     re.DOTALL,
 )
 _ABOUT_THE_TASK: Final = "GC_TASK_"
+_PROXY: Final = re.compile(r"(https?|ftp|all|no)_proxy\Z", re.IGNORECASE)
+
+
+def without_proxy_credentials(launcher: Mapping[str, str]) -> dict[str, str]:
+    """The environment that starts Apptainer, less the proxies' URLs with ``user@``.
+
+    Apptainer passes all proxy variables into the container, whatever it is told. What
+    the spec sets is not touched: those names have Apptainer's prefix here.
+    """
+    return {
+        name: value
+        for name, value in launcher.items()
+        if not (_PROXY.match(name) and "@" in value)
+    }
 
 
 def task_environment(

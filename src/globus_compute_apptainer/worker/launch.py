@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 from globus_compute_apptainer.build.apptainer import Apptainer, bind
 from globus_compute_apptainer.errors import TaskError
 from globus_compute_apptainer.worker import agent
+from globus_compute_apptainer.worker.environment import without_proxy_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,7 +63,8 @@ def launch(order: ContainerOrder, run_dir: str) -> Launch:
         cwd=run_dir,
     )
     inside = {**dict(order.env), "PYTHONNOUSERSITE": "1"}
-    return Launch(tuple(argv), apptainer.environment(inside=inside), run_dir)
+    environment = without_proxy_credentials(apptainer.environment(inside=inside))
+    return Launch(tuple(argv), environment, run_dir)
 
 
 def _python(order: ContainerOrder) -> str:

@@ -137,7 +137,7 @@ def _execute_inside(
     try:
         with _pool.lease(key, start, order.warm_per_worker) as container:
             answer, data = container.ask(header, body)
-    except NotSentError:
+    except NotSentError:  # a second one is the task's error
         with _pool.lease(key, start, order.warm_per_worker) as container:
             answer, data = container.ask(header, body)
     if answer["kind"] == "no-folder":

@@ -37,13 +37,17 @@ class WarmPool:
     ) -> Iterator[Container]:
         """A running container for ``key``, started if there is none.
 
+        After any exception it is closed: its answer may be yet to come.
+
         :param limit: how many containers to keep, this one included
         """
         container = self._take(key, room_for=max(limit, 1) - 1) or start()
         try:
             yield container
-        finally:
-            self._give_back(key, container)
+        except BaseException:
+            container.close()
+            raise
+        self._give_back(key, container)
 
     def close(self) -> None:
         """End all idle containers."""

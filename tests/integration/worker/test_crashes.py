@@ -127,6 +127,7 @@ def test_nothing_is_left_after_closing(inside):
         subprocess.Popen(command)
         subprocess.Popen(command, start_new_session=True)
         subprocess.Popen(["setsid", "-f", *command])
+        subprocess.Popen(["unshare", "-Urm", "setsid", "-f", *command])
 
     command = ["sleep", f"1000.{os.getpid()}"]  # nobody else's
     inside.value(daemons, command)
@@ -135,7 +136,7 @@ def test_nothing_is_left_after_closing(inside):
         text = " ".join(command) + " "
         return {p: c for p, (_, c) in processes().items() if c == text}
 
-    until(lambda: len(strays()) == 3, "not all have started")
+    until(lambda: len(strays()) == 4, "not all have started")
     family = descendants(os.getpid())
     apptainer = {p: c for p, c in family.items() if "Apptainer runtime" in c}
     assert apptainer and any("squashfuse" in c for c in family.values())

@@ -127,8 +127,26 @@ def test_unreadable_library(agent_launch, library):
 
 
 def test_nothing_is_killed_where_no_namespace_is_known():
-    agent.kill_all("")
-    agent.kill_all("mnt:[0]")
+    assert agent.members("") == agent.members("mnt:[0]") == set()
+
+
+def test_what_tasks_leave_becomes_the_guards_and_is_reaped(started, asker):
+    def leave():
+        import os
+        import subprocess
+        import time
+
+        subprocess.run(["setsid", "-f", "true"], check=True)
+        guard = os.getppid()
+        for _ in range(1000):
+            with open(f"/proc/{guard}/task/{guard}/children") as children:
+                found = children.read().split()
+            if found == [str(os.getpid())]:
+                break
+            time.sleep(0.01)
+        return len(found)
+
+    assert asker.ask(started(), leave) == 1
 
 
 def test_description_leaves_out_two_calls():

@@ -1,5 +1,8 @@
+import dataclasses
+import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -7,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from globus_compute_apptainer.errors import TaskError
+from globus_compute_apptainer.worker import agent
+from globus_compute_apptainer.worker import container as module
 from globus_compute_apptainer.worker.container import (
     Container,
     NotSentError,
@@ -33,8 +38,26 @@ def say(text):
     print(text)
 
 
+def daemon():
+    import os
+    import subprocess
+
+    script = "echo $$; exec sleep 1000"
+    with subprocess.Popen(
+        ["unshare", "-Urm", "setsid", "-f", "sh", "-c", script], stdout=subprocess.PIPE
+    ) as process:
+        return os.getpid(), int(process.stdout.readline())
+
+
 def program(source: str, tmp_path) -> Launch:
     return Launch((sys.executable, "-c", source), dict(os.environ), str(tmp_path))
+
+
+def agent_says(header: dict) -> str:
+    """Source that writes what the agent begins with."""
+    head = json.dumps(header).encode()
+    frame = agent.MAGIC + agent.SIZES.pack(len(head), 0) + head
+    return f"import sys; sys.stdout.buffer.write({frame!r}); sys.stdout.flush()"
 
 
 def gone(pid: int) -> bool:
@@ -83,8 +106,38 @@ def test_dead_container_does_not_take_a_task(started, asker):
     agent_pid = asker.ask(container, pid)
     os.kill(agent_pid, signal.SIGKILL)
     until(lambda: not container.alive)
-    with pytest.raises(NotSentError):
+    with pytest.raises(NotSentError) as caught:
         asker.ask(container, pid)
+    error = caught.value
+    assert (error.code, error.ended) == ("container-crashed", "signal SIGKILL")
+
+
+def test_last_words_of_a_container_that_did_not_get_its_task(tmp_path, asker):
+    hello = agent_says({"details": {}, "guard": 0, "namespace": ""})
+    container = Container(program(f"{hello}; sys.exit('last words')", tmp_path), 60)
+    until(lambda: not container.alive)
+    until(lambda: container._errors.tail())
+    with pytest.raises(NotSentError) as caught:
+        asker.ask(container, pid)
+    assert caught.value.tail == ("last words",)
+    assert caught.value.ended == "exit code 1"
+
+
+def test_answer_to_another_task_is_not_taken(started, asker):
+    container = started()
+    header = {**asker.header(), "id": 77}
+    agent.write_frame(container._inlet.fileno(), header, asker.body(pid))
+    with pytest.raises(TaskError, match="another task"):
+        asker.ask(container, pid)
+    assert not container.alive
+
+
+def test_closing_ends_a_daemon_in_a_namespace_of_its_own(started, asker):
+    container = started()
+    agent_pid, daemon_pid = asker.ask(container, daemon)
+    assert not gone(daemon_pid)
+    container.close()
+    assert gone(agent_pid) and gone(daemon_pid)
 
 
 def test_closing_ends_the_process(started, asker):
@@ -105,6 +158,60 @@ def test_program_that_says_nothing(tmp_path):
     launch = program("import sys; sys.stdin.read(); sys.stdin.read()", tmp_path)
     with pytest.raises(TaskError, match=r"did not start within 0\.3 s"):
         Container(launch, 0.3)
+
+
+@pytest.mark.parametrize("noise", ["echo welcome", "yes welcome | head -5000"])
+def test_what_an_image_prints_as_it_starts(agent_launch, asker, capfd, noise):
+    launch = agent_launch()
+    argv = ("sh", "-c", f'{noise}; exec "$@"', "sh", *launch.argv)
+    container = Container(dataclasses.replace(launch, argv=argv), 60)
+    assert isinstance(asker.ask(container, pid), int)
+    container.close()
+    assert "welcome\n" in capfd.readouterr().err
+
+
+def test_what_is_printed_instead_of_starting_is_in_the_error(tmp_path):
+    source = "import sys; print('No space left on device'); sys.exit(3)"
+    with pytest.raises(TaskError) as caught:
+        Container(program(source, tmp_path), 60)
+    assert caught.value.tail == ("No space left on device",)
+    assert caught.value.ended == "exit code 3"
+    assert "full" in caught.value.hint
+
+
+def test_endless_noise_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "GRACE_SECONDS", 0.2)
+    source = "while True: print('noise', flush=True)"
+    begin = time.monotonic()
+    with pytest.raises(TaskError, match="did not start") as caught:
+        Container(program(source, tmp_path), 600)
+    assert "noise" in caught.value.tail and not caught.value.ended
+    assert time.monotonic() - begin < 60
+
+
+def test_garbage_instead_of_hello(tmp_path):
+    garbage = agent.MAGIC + agent.SIZES.pack(2, 0) + b"\xff\xff"
+    source = f"import sys; sys.stdout.buffer.write({garbage!r}); sys.exit('odd')"
+    with pytest.raises(TaskError) as caught:
+        Container(program(source, tmp_path), 60)
+    assert caught.value.code == "container-start-failed"
+    assert caught.value.tail == ("odd",)
+
+
+def test_failure_while_starting_leaves_no_process(tmp_path, monkeypatch):
+    begun = []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            begun.append(self)
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
+    source = agent_says({"no": "details"}) + "; sys.stdin.read()"
+    with pytest.raises(KeyError):
+        Container(program(source, tmp_path), 60)
+    (process,) = begun
+    assert process.returncode is not None
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@ import re
 import pytest
 
 from globus_compute_apptainer.worker import environment
-from globus_compute_apptainer.worker.environment import task_environment
+from globus_compute_apptainer.worker.environment import (
+    task_environment,
+    without_proxy_credentials,
+)
 
 
 def passed(worker, spec=(), sandbox=None):
@@ -50,6 +53,18 @@ def test_task_is_named():
         sandbox="/folder/id",
     )
     assert found == {"GC_TASK_UUID": "id", "GC_TASK_SANDBOX_DIR": "/folder/id"}
+
+
+@pytest.mark.parametrize(
+    "name", ["http_proxy", "HTTPS_PROXY", "ftp_proxy", "All_Proxy"]
+)
+def test_proxies_pass_without_credentials(name):
+    plain = {name: "http://proxy:3128", "no_proxy": "a,b", "MAIL": "me@example.org"}
+    assert without_proxy_credentials(plain) == plain
+    given = {"APPTAINERENV_" + name: "http://me:pw@proxy"}  # the spec's own
+    assert without_proxy_credentials(given) == given
+    for secret in ("http://me:pw@proxy:3128", "me@proxy"):
+        assert without_proxy_credentials({name: secret, "A": "1"}) == {"A": "1"}
 
 
 def test_values_are_left_alone():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import subprocess
 
 import pytest
 
@@ -15,7 +16,8 @@ from globus_compute_apptainer.worker.container import Container
 def launch_on(agent_launch):
     def make(version: str):
         python = shutil.which(f"python{version}")
-        if python is None:
+        # A version manager's stand-in may be there for a Python that is not.
+        if python is None or subprocess.run([python, "-c", ""]).returncode:
             pytest.skip(f"no python{version} in PATH")
         launch = agent_launch()
         return dataclasses.replace(launch, argv=(python, *launch.argv[1:]))

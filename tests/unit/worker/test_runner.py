@@ -80,6 +80,30 @@ def test_task_that_was_not_sent_goes_to_a_fresh_container(run, monkeypatch):
     assert value(run(pid)) != first
 
 
+def test_task_that_was_not_sent_twice_is_an_error_result(run, monkeypatch):
+    def broken(*args):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(runner.agent, "write_frame", broken)
+    result = run(pid)
+    assert result.error_details.code == "container-crashed"
+    assert "before it had the task" in result.data
+
+
+def test_interrupted_task_does_not_answer_for_the_next(run, monkeypatch):
+    read_frame = runner.agent.read_frame
+
+    def interrupted_once(read):
+        monkeypatch.setattr(runner.agent, "read_frame", read_frame)
+        raise KeyboardInterrupt
+
+    assert value(run(add, 1)) == 2
+    monkeypatch.setattr(runner.agent, "read_frame", interrupted_once)
+    with pytest.raises(KeyboardInterrupt):
+        run(add, 2)
+    assert value(run(add, 3)) == 4
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -93,11 +93,12 @@ def test_container_that_dies_in_use_is_not_kept(use, log):
     assert log == ["+a", "-a"]
 
 
-def test_container_is_given_back_after_an_error(use, log):
-    with pytest.raises(RuntimeError), use.lease("a"):
-        raise RuntimeError
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_container_is_closed_after_an_error(use, log, error):
+    with pytest.raises(error), use.lease("a"):
+        raise error
     use("a")
-    assert log == ["+a"]
+    assert log == ["+a", "-a", "+a"]
 
 
 def test_threads_do_not_share_a_container(use, log):
