@@ -254,6 +254,13 @@ _RULES: Final = (
     ),
     # Apptainer on this machine
     _Rule(
+        r"failed to mount \S+ to /root: no such file or directory",
+        "build-failed",
+        "this user's home directory does not exist on this machine",
+        "create it, or have it corrected in the user database",
+        _HOST,
+    ),
+    _Rule(
         r"%post section: signal: killed",
         "build-failed",
         "something killed the build; often that is a lack of memory",
