@@ -1,5 +1,5 @@
 # Everything a person does with this repository. `make demo` and `make test` set up
-# what they need on a fresh Debian or Ubuntu machine; see tests/provision.
+# what they need on a fresh Debian machine; see tests/provision.
 
 .PHONY: demo test test-all bench lint
 
