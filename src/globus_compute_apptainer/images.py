@@ -304,10 +304,13 @@ class ImageService:
         failed = isinstance(outcome, ContainerError)
         with self._lock:
             request.advance(State.FAILED if failed else State.READY)
-            self._requests.pop(request.image.digest, None)
+            # A request that no thread could be had for is served late, for nobody,
+            # perhaps beside a younger one.
+            if self._requests.get(request.image.digest) is request:
+                del self._requests[request.image.digest]
             waiting, request.waiting = request.waiting, []
             self._failed += failed
-            self._built += not failed
+            self._built += isinstance(outcome, Ready) and outcome.cache == "built"
         code = outcome.code if isinstance(outcome, ContainerError) else ""
         self._tell(events.BuildFinished(request.image.digest, seconds, code))
         for position, future in enumerate(waiting):

@@ -78,6 +78,7 @@ def test_an_image_that_came_meanwhile_is_taken(service, tmp_path, builder) -> No
     service.request(spec).result(30)
     assert service.request(spec).result(30).cache == "shared"
     assert len(builder.builds) == 1
+    assert service.counts()["built"] == 1
 
 
 def test_a_failure_reaches_all_who_wait_and_is_not_kept(service, builder) -> None:
@@ -232,6 +233,21 @@ def test_a_lock_that_is_never_released_ends_the_request(tmp_path, builder) -> No
     assert isinstance(error, ContainerError)
     assert error.code == "lock-timeout"
     service.close()
+
+
+def test_a_request_served_late_leaves_a_younger_one_to_be_joined(
+    service, builder
+) -> None:
+    """One that no thread could be had for may still be served, for nobody."""
+    builder.gate.clear()
+    younger = service.request(image("late"))
+    late = _Request(image("late"), "", state=State.RESOLVING)
+    service._finish(late, BuildError("of no interest"), 0.0)
+    joined = service.request(image("late"))
+    assert service.counts()["waiting_tasks"] == 2
+    builder.gate.set()
+    assert [f.result(30).cache for f in (younger, joined)] == ["built", "shared"]
+    assert len(builder.builds) == 1
 
 
 # -- the state machine ----------------------------------------------------------
