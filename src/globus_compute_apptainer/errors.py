@@ -98,8 +98,8 @@ class ConfigError(ContainerError, ValueError):
 class BuildError(ContainerError):
     """An image that could not be made.
 
-    :param stage: where it failed (``resolve``, ``pull``, ``apt``, ``pip``,
-        ``post``, ``pack``, ``probe``, ``policy``)
+    :param stage: where it failed (``resolve``, ``pull``, ``payload``, ``apt``,
+        ``conda``, ``pip``, ``post``, ``pack``, ``probe``, ``policy``)
     :param command: the command that failed, as text
     :param tail: the last lines of its output (at most 60)
     """

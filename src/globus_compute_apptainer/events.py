@@ -29,6 +29,22 @@ class OutputLine:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a stage is: ``done`` of ``total`` (None: unknown) in ``unit``.
+
+    :param unit: ``bytes`` or ``packages``
+    :param what: what it is about, such as a layer's digest; may be empty
+    """
+
+    digest: str
+    stage: str
+    done: int
+    total: int | None
+    unit: str
+    what: str = ""
+
+
+@dataclass(frozen=True)
 class BuildFinished:
     """A build ended; ``error`` is the error's code, empty on success.
 
@@ -40,7 +56,7 @@ class BuildFinished:
     error: str = ""
 
 
-Event = Union[StageStarted, OutputLine, BuildFinished]
+Event = Union[StageStarted, OutputLine, Progress, BuildFinished]
 Sink = Callable[[Event], None]
 
 

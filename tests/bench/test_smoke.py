@@ -14,3 +14,13 @@ def test_the_submit_benchmark_prints_its_tables() -> None:
     assert done.returncode == 0, done.stderr
     for row in ("stock engine", "ours, no spec", "ours, cached spec", "the .pth hook"):
         assert row in done.stdout
+
+
+def test_the_build_benchmark_prints_its_table(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("build") / "run.py"
+    options = ["--case", "smoke", "--rounds", "1", "--work", str(tmp_path / "work")]
+    argv = [sys.executable, str(script), *options]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for row in ("(d) ours, wheels warm: ready", "its layers cached", "by stage"):
+        assert row in done.stdout

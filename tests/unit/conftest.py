@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from globus_compute_apptainer import events
-from globus_compute_apptainer.build.builder import Built
+from globus_compute_apptainer.build.layer import Layer
+from globus_compute_apptainer.build.order import Built, Order, Place
 from globus_compute_apptainer.build.probe import Probe
 from globus_compute_apptainer.errors import BuildError
-from globus_compute_apptainer.spec.model import ImageSpec
 
 
 class FakeBuilder:
@@ -19,20 +20,26 @@ class FakeBuilder:
 
     def __init__(self) -> None:
         self.builds: list[str] = []
+        self.orders: list[Order] = []
+        self.layers: tuple[Layer, ...] = ()
+        self.compiled: list[Path] = []
         self.error: Exception | None = None
+        self.compile_error: Exception | None = None
         self.gate = threading.Event()
         self.gate.set()
         self.begun = threading.Event()
 
     def build(
         self,
-        image: ImageSpec,
+        order: Order,
+        place: Place,
         *,
-        scratch: Path,
-        log: Path,
         sink: events.Sink,
         cancel: threading.Event,
+        finished: Callable[[], None],
     ) -> Built:
+        image = order.image
+        self.orders.append(order)
         self.builds.append(image.digest)
         self.begun.set()
         while not self.gate.wait(0.01):
@@ -40,10 +47,37 @@ class FakeBuilder:
                 raise BuildError("cancelled", code="build-cancelled")
         if self.error is not None:
             raise self.error
-        sif = scratch / "image.sif"
-        sif.write_bytes(b"not a real image: " + image.canonical())
+        text = b"not a real image: " + image.canonical() + b"%d" % len(self.builds)
+        place.target.write_bytes(text)
+        finished()
         probe = Probe("/usr/bin/python3", "3.11.2", "Fake Linux", "glibc", (), True)
-        return Built(sif, image.base_image, None, probe, {"pip": 0.1}, "1.4.5")
+        return Built(
+            base=image.base_image,
+            base_digest="sha256:" + "b" * 64,
+            probe=probe,
+            layers=self.layers,
+            markers=(),
+            reason="",
+            start=None,
+            lock={},
+            stage_seconds={"pip": 0.1},
+            apptainer_version="1.4.5",
+        )
+
+    def compile_bytecode(
+        self,
+        image: Path,
+        python: str,
+        target: Path,
+        *,
+        scratch: Path,
+        cancel: threading.Event,
+    ) -> bool:
+        self.compiled.append(image)
+        if self.compile_error is not None:
+            raise self.compile_error
+        target.write_bytes(b"not real bytecode")
+        return True
 
 
 @pytest.fixture

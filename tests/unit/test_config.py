@@ -90,6 +90,10 @@ def test_keys_of_later_versions_are_refused_not_ignored(raw: object) -> None:
         ({"policy": {"max_image_size": "big"}}, "policy.max_image_size"),
         ({"cache_dir": "relative/path"}, "cache_dir"),
         ({"cache_dir": "$NOWHERE/x"}, "cache_dir"),
+        ({"cache_dir": "/a:b"}, "cache_dir"),
+        ({"cache_dir": "/a,b"}, "cache_dir"),
+        ({"build": {"strategy": "thick"}}, "build.strategy"),
+        ({"refresh": "soon"}, "refresh"),
         ({"images": {"ml": {"pipp": []}}}, "images.ml.pipp"),
         ({"default_container": "absent"}, "default_container"),
         ({"default_base": "docker://python:{version}"}, "default_base"),
@@ -163,3 +167,33 @@ def test_parsing_is_total(raw: object) -> None:
         assert error.message
     else:
         assert config.build.timeout > 0
+
+
+def test_conda_channels_and_mirrors() -> None:
+    build = {
+        "conda_channels": ["https://conda.anaconda.org/bioconda", "file:///data/c/"],
+        "conda_mirrors": {"conda-forge": "https://me:pw@mirror.site/forge/"},
+    }
+    config = parse({"build": build, "policy": {"conda_channels": ["conda-forge"]}})
+    assert config.build.conda_channels == ("bioconda", "file:///data/c")
+    mirror = ("conda-forge", "https://me:pw@mirror.site/forge")
+    assert config.build.conda_mirrors == (mirror,)
+    assert config.policy.conda_channels == ("conda-forge",)
+    assert parse(None).build.conda_channels == ("conda-forge",)
+
+
+@pytest.mark.parametrize(
+    ("build", "key"),
+    [
+        ({"conda_channels": ["a b"]}, "build.conda_channels"),
+        ({"conda_channels": ["https://me:pw@h/c"]}, "build.conda_channels"),
+        ({"conda_channels": "conda-forge"}, "build.conda_channels"),
+        ({"conda_mirrors": {"conda-forge": "mirror.site"}}, "build.conda_mirrors"),
+        ({"conda_mirrors": ["x"]}, "build.conda_mirrors"),
+    ],
+)
+def test_conda_channels_that_are_none(build: object, key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse({"build": build})
+    assert caught.value.key == key
+    assert "pw" not in caught.value.render()

@@ -22,7 +22,7 @@ def test_every_error_code_is_documented() -> None:
     codes |= set(re.findall(r'^ {8}"([a-z]+(?:-[a-z]+)+)",$', table, re.MULTILINE))
     stages = (ROOT / "src/globus_compute_apptainer/build/stages.sh").read_text()
     emitted = set(re.findall(r"\bfail [a-z]+ ([a-z]+(?:-[a-z]+)+) ", stages))
-    assert {"no-pip", "no-apt"} <= emitted
+    assert "no-apt" in emitted
     codes |= emitted
     assert len(codes) > 25
     assert codes - documented("errors.md") == set()
@@ -34,7 +34,8 @@ def test_every_field_of_a_spec_is_documented() -> None:
 
 
 def test_every_configuration_key_is_documented() -> None:
-    text = (ROOT / "src/globus_compute_apptainer/config.py").read_text()
+    folder = ROOT / "src/globus_compute_apptainer/config"
+    text = "\n".join(path.read_text() for path in folder.glob("*.py"))
     taken = set(re.findall(r'\.take\(\s*"(\w+)"', text)) | set(
         re.findall(r'\("(\w+)", default\.', text)
     )

@@ -53,6 +53,15 @@ _SCRUBBED: Final = frozenset(
 )
 _SCRUBBED_PREFIXES: Final = ("APPTAINER", "SINGULARITY", "BASH_FUNC_")
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+# Numbers of `apptainer sif add --help`.
+SIF_ARCHITECTURES: Final = {
+    "i686": 1,
+    "x86_64": 2,
+    "armv7l": 3,
+    "aarch64": 4,
+    "ppc64le": 6,
+    "riscv64": 12,
+}
 _GPU_OPTIONS: Final = {"nvidia": "--nv", "rocm": "--rocm"}
 
 
@@ -182,6 +191,18 @@ class Apptainer:
         for item in binds:
             argv += ["--bind", item]
         return [*argv, *options, str(target), str(definition)]
+
+    def add_overlay_argv(self, sif: Path, layer: Path, machine: str) -> list[str]:
+        """Argument list that adds a squashfs file to a SIF as an overlay.
+
+        The later one lies on top. Without ``--groupid`` of the system partition
+        (always 1) ``exec`` ignores it without a word.
+
+        :param machine: as ``uname -m`` names it
+        """
+        kind = ["--datatype", "4", "--parttype", "4", "--partfs", "1", "--groupid", "1"]
+        architecture = ["--partarch", str(SIF_ARCHITECTURES.get(machine, 0))]
+        return [self.path, "sif", "add", *kind, *architecture, str(sif), str(layer)]
 
     def environment(
         self,

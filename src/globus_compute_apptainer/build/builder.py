@@ -1,199 +1,214 @@
-"""Builds an image: plan, build, check, probe; and says why it did not work.
+"""Builds an image: base, layers, one file, a look into it; and says why it failed.
 
 Runs in the endpoint process, in whatever thread calls it; several builds may run at
-once, each in its own scratch directory.
+once, each in its own scratch directory. Layers are made in the order ``apt``,
+``conda``, ``pip``, ``payload``, ``post``: what changes least often lies lowest, so
+that specs share as much as they can.
 """
 
 from __future__ import annotations
 
 import errno
+import json
+import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
-from globus_compute_apptainer.build import flat, probe
-from globus_compute_apptainer.build.diagnose import Diagnosis, diagnose
-from globus_compute_apptainer.build.plan import Recipe, plan
+from globus_compute_apptainer.build import bytecode, lock, probe, squashfs
+from globus_compute_apptainer.build.assembly import Assembly
+from globus_compute_apptainer.build.base import Base, Bases
+from globus_compute_apptainer.build.job import Job
+from globus_compute_apptainer.build.layer import HOME, PAYLOAD, layer_key
+from globus_compute_apptainer.build.order import STAGES, Built, Order, Place, Shelves
+from globus_compute_apptainer.build.payload import fetch
 from globus_compute_apptainer.build.transcript import Transcript
+from globus_compute_apptainer.build.wanted import wanted
 from globus_compute_apptainer.errors import BuildError
 
 if TYPE_CHECKING:
-    import threading
-    from pathlib import Path
-
     from globus_compute_apptainer import events
-    from globus_compute_apptainer.build.apptainer import Apptainer, Completed
+    from globus_compute_apptainer.build.apptainer import Apptainer
     from globus_compute_apptainer.build.probe import Probe
     from globus_compute_apptainer.build.site import SiteAccess
     from globus_compute_apptainer.config import BuildConfig
-    from globus_compute_apptainer.spec.model import ImageSpec
-
-_HINTS: Final = {
-    "no-python": "choose a base image with Python, such as python:3.11-slim, or add "
-    '"python3" to `apt`',
-    "no-pip": 'add "python3-pip" to `apt`, or choose another base image',
-    "python-mismatch": "leave `python` out, or choose a base image that has it",
-    "no-apt": "`apt` needs a base image of the Debian family",
-}
-
-
-@dataclass(frozen=True)
-class Built:
-    """A finished image, not yet in the store.
-
-    :param sif: the image file, in the build's scratch directory
-    :param base: the base's reference, ``agent://…``
-    :param base_digest: ``sha256:…`` if the reference names it, else None
-    :param stage_seconds: wall-clock seconds by stage, of the stages entered
-    """
-
-    sif: Path
-    base: str
-    base_digest: str | None
-    probe: Probe
-    stage_seconds: Mapping[str, float]
-    apptainer_version: str
 
 
 class Builder:
     """Turns image specs into image files with one Apptainer, on one site."""
 
     def __init__(
-        self, apptainer: Apptainer, config: BuildConfig, site: SiteAccess
+        self,
+        apptainer: Apptainer,
+        config: BuildConfig,
+        site: SiteAccess,
+        shelves: Shelves,
     ) -> None:
         self._apptainer, self._config, self._site = apptainer, config, site
+        self._shelves = shelves
+        self._bases = Bases(shelves.bases, shelves.tags)
 
     def build(
         self,
-        image: ImageSpec,
+        order: Order,
+        place: Place,
         *,
-        scratch: Path,
-        log: Path,
         sink: events.Sink,
         cancel: threading.Event,
+        finished: Callable[[], None] = lambda: None,
     ) -> Built:
-        """Build ``image``; the file is ``scratch/image.sif`` until the caller moves it.
+        """Build an image into ``place.target``.
 
-        No process of the build is left when this returns or raises, and nothing
-        but the image and its definition in ``scratch``.
+        No process of the build is left when this returns or raises.
 
-        :param scratch: a private empty directory, see :mod:`.scratch`
-        :param log: file to be written, line by line as things happen; credentials
-            of the site's configuration are removed, and its last line says how the
-            build ended
         :param sink: gets the events, in this thread
         :param cancel: ends the build once set
+        :param finished: called in a thread of its own as soon as the file is whole,
+            while it is still looked into; this waits for it
         :raises BuildError: with stage, command, the last lines, and a hint for
             causes that are known
-        :raises SpecError: see :func:`~.plan.plan`
+        :raises SpecError: the payload's own files are not acceptable
+        :raises PolicyError: they ask for what ``order.policy`` does not allow
         """
-        recipe = plan(image)
-        try:
-            with log.open("w", encoding="utf-8", errors="replace") as file:
-                transcript = Transcript(
-                    file,
-                    digest=image.digest,
-                    stages=recipe.stages,
-                    sink=sink,
-                    redact=self._site.redact,
-                )
-                job = _Job(self, image, recipe, scratch, log, transcript, cancel)
-                return job.run()
-        except OSError as error:
-            full = error.errno in {errno.ENOSPC, errno.EDQUOT}
-            raise BuildError(
-                f"the build could not be set up: {error}",
-                code="disk-full" if full else "build-failed",
-                hint="free some room, or name a larger directory as `build.tmp_dir`"
-                if full
-                else "",
-                log=str(log),
-                stage="resolve",
-            ) from error
+        with _opened(place.log) as file:
+            job = self._job(order, place, file, sink, cancel)
+            try:
+                built = self._steps(job, order, place.target, finished)
+            except BuildError as error:
+                if order.locked is not None:
+                    error = lock.unavailable(error)
+                job.transcript.finish(f"failed in {error.stage}: {error.code}")
+                raise error from None
+            except OSError as error:
+                job.transcript.finish(f"failed: {error}")
+                raise _failed(job, error) from error
+            except BaseException as error:
+                job.transcript.finish(f"failed: {type(error).__name__}: {error}")
+                raise
+            job.transcript.finish("done")
+            return built
 
-
-class _Job:
-    """One build: what it needs in all of its steps."""
-
-    def __init__(
+    def compile_bytecode(
         self,
-        builder: Builder,
-        image: ImageSpec,
-        recipe: Recipe,
+        image: Path,
+        python: str,
+        target: Path,
+        *,
         scratch: Path,
-        log: Path,
-        transcript: Transcript,
         cancel: threading.Event,
-    ) -> None:
-        self._apptainer = builder._apptainer
-        self._config, self._site = builder._config, builder._site
-        self._image, self._recipe, self._scratch = image, recipe, scratch
-        self._log, self._transcript, self._cancel = log, transcript, cancel
-        self._deadline = time.monotonic() + self._config.timeout
-        self._base = f"{image.agent}://{image.base_image}"
+    ) -> bool:
+        """Compile the Python of a layered image into a layer of its own.
 
-    def run(self) -> Built:
+        :param python: absolute path inside, of the Python that will use it
+        :param target: the squashfs file to write
+        :returns: whether it is there
+        """
+        return bytecode.compile_bytecode(
+            self._apptainer,
+            image,
+            [HOME, PAYLOAD],
+            python,
+            target,
+            scratch,
+            key=layer_key("bytecode", image=str(image)),
+            timeout=self._config.timeout,
+            cancel=cancel,
+        )
+
+    def _job(
+        self,
+        order: Order,
+        place: Place,
+        file: TextIO,
+        sink: events.Sink,
+        cancel: threading.Event,
+    ) -> Job:
+        transcript = Transcript(
+            file,
+            digest=order.image.digest,
+            stages=STAGES,
+            sink=sink,
+            redact=self._site.redact,
+        )
+        return Job(
+            image=order.locked.pinned(order.image) if order.locked else order.image,
+            apptainer=self._apptainer,
+            config=self._config,
+            site=self._site,
+            scratch=place.scratch,
+            log=place.log,
+            transcript=transcript,
+            cancel=cancel,
+            policy=order.policy,
+            fresh=order.fresh,
+            deadline=time.monotonic() + self._config.timeout,
+        )
+
+    def _steps(
+        self, job: Job, order: Order, target: Path, finished: Callable[[], None]
+    ) -> Built:
+        payload = fetch(job)
+        wishes = wanted(order.image, payload.ingested if payload else None)
+        base = self._bases.get(job)
+        assembly = Assembly(job, self._shelves, base, order.locked)
+        assembly.add(wishes, payload)
+        found = self._complete(assembly, target, finished)
+        return self._built(job, order, base, assembly, found)
+
+    def _complete(
+        self, assembly: Assembly, target: Path, finished: Callable[[], None]
+    ) -> Probe:
+        """Write the image and look into it; once more, flat, if layers do not show."""
+        found = self._written(assembly, target, finished)
+        if found.missing and not assembly.flat:
+            assembly.make_flat("this host does not show the layers of an image")
+            target.unlink()
+            found = self._written(assembly, target, finished)
+        if found.missing:
+            raise assembly.job.error(
+                f"the image lacks what was put into it: {found.missing[0]}"
+            )
+        return found
+
+    def _written(
+        self, assembly: Assembly, target: Path, finished: Callable[[], None]
+    ) -> Probe:
+        job = assembly.job
+        assembly.write(target)
+        self._check_size(job, target)
+        job.enter("probe", "look into the image")
+        beside = threading.Thread(target=finished, name="image-finished")
+        beside.start()
         try:
-            found = self._steps()
-        except BuildError as error:
-            self._transcript.finish(f"failed in {error.stage}: {error.code}")
-            raise
-        self._transcript.finish("done")
-        return Built(
-            sif=self._scratch / flat.IMAGE_NAME,
-            base=self._base,
-            base_digest=_named_digest(self._image.base_image),
-            probe=found,
-            stage_seconds=self._transcript.stage_seconds(),
-            apptainer_version=self._apptainer.version,
-        )
+            return self._probe(job, target, assembly)
+        finally:
+            beside.join()
 
-    def _steps(self) -> Probe:
-        agent, base = self._image.agent, self._image.base_image
-        self._transcript.enter("pull", f"apptainer build from {self._base}")
-        ended = flat.build_flat(
-            self._apptainer,
-            self._recipe,
-            self._site,
-            self._scratch,
-            http=flat.needs_http(agent, base, self._config.http_registries),
-            timeout=self._left(),
-            on_line=self._transcript.line,
-            cancel=self._cancel,
-        )
-        self._check_end(ended)
-        self._check_size()
-        return self._probe()
-
-    def _probe(self) -> Probe:
-        self._transcript.enter("probe", "look into the image")
+    def _probe(self, job: Job, target: Path, assembly: Assembly) -> Probe:
         found, ended = probe.probe(
-            self._apptainer,
-            self._scratch / flat.IMAGE_NAME,
-            timeout=self._left(),
-            on_line=self._transcript.line,
-            cancel=self._cancel,
+            job.apptainer,
+            target,
+            timeout=job.left(),
+            on_line=job.transcript.line,
+            cancel=job.cancel,
+            files=assembly.markers,
         )
-        self._check_end(ended)
+        job.judge(ended)
         if found is None:
-            raise self._error("the image starts but does not answer")
-        wanted = self._image.python
-        if wanted and not f"{found.python_version or ''}.".startswith(f"{wanted}."):
-            raise self._error(
-                f"the image has Python {found.python_version}, {wanted} is asked for",
+            raise job.error("the image starts but does not answer")
+        wishes = assembly.python
+        if wishes and not f"{found.python_version or ''}.".startswith(f"{wishes}."):
+            raise job.error(
+                f"the image has Python {found.python_version}, {wishes} is asked for",
                 code="python-mismatch" if found.python else "no-python",
             )
         return found
 
-    def _left(self) -> float:
-        return max(0.0, self._deadline - time.monotonic())
-
-    def _check_size(self) -> None:
-        limit = self._config.max_image_size
-        size = (self._scratch / flat.IMAGE_NAME).stat().st_size
+    def _check_size(self, job: Job, target: Path) -> None:
+        limit, size = self._config.max_image_size, target.stat().st_size
         if limit is not None and size > limit:
-            raise self._error(
+            raise job.error(
                 f"the image has {size / 1e6:.0f} MB, more than the {limit / 1e6:.0f} MB"
                 " that this endpoint allows",
                 code="image-too-large",
@@ -201,57 +216,60 @@ class _Job:
                 stage="policy",
             )
 
-    def _check_end(self, ended: Completed) -> None:
-        """:raises BuildError: unless the program ended well"""
-        said = self._transcript.failure
-        if ended.cancelled:
-            raise self._error("the build was cancelled", code="build-cancelled")
-        if ended.timed_out:
-            raise self._error(
-                f"the build took longer than {self._config.timeout:g} s",
-                code="build-timeout",
-                hint="raise `build.timeout`, or ask for less",
-            )
-        if ended.ok:
-            return
-        if said is not None:
-            raise self._error(
-                f"the image cannot be built: {said.message}",
-                code=said.code,
-                hint=_HINTS.get(said.code, ""),
-                stage=said.stage,
-            )
-        tail = self._transcript.tail
-        raise self._diagnosed(diagnose(self._transcript.stage, tail, self._image.agent))
-
-    def _diagnosed(self, cause: Diagnosis) -> BuildError:
-        stage = self._transcript.stage
-        because = f": {cause.message}" if cause.message else ""
-        return self._error(
-            f"building the image failed in stage {stage!r}{because}",
-            code=cause.code,
-            hint=cause.hint,
-        )
-
-    def _error(
+    def _built(
         self,
-        message: str,
-        *,
-        code: str = "build-failed",
-        hint: str = "",
-        stage: str | None = None,
-    ) -> BuildError:
-        return BuildError(
-            message,
-            hint=hint or _HINTS.get(code, ""),
-            log=str(self._log),
-            code=code,
-            stage=self._transcript.stage if stage is None else stage,
-            command=self._transcript.command,
-            tail=tuple(self._transcript.tail),
+        job: Job,
+        order: Order,
+        base: Base,
+        assembly: Assembly,
+        found: Probe,
+    ) -> Built:
+        tools = {"apptainer": job.apptainer.version, "mksquashfs": _packer()}
+        record = lock.assemble(
+            base.lock, assembly.made, tools, json.loads(order.image.canonical())
+        )
+        if order.locked and (unmet := lock.differences(order.locked, record)):
+            raise lock.unmet(unmet, str(job.log))
+        return Built(
+            base=base.reference,
+            base_digest=base.digest,
+            probe=found,
+            layers=assembly.made,
+            markers=assembly.markers,
+            reason=assembly.reason,
+            start=assembly.start,
+            lock=record,
+            stage_seconds=job.transcript.stage_seconds(),
+            apptainer_version=job.apptainer.version,
         )
 
 
-def _named_digest(reference: str) -> str | None:
-    _, at, digest = reference.rpartition("@")
-    return digest if at and digest.startswith("sha256:") else None
+def _packer() -> str:
+    return ".".join(map(str, squashfs.version() or ())) or "unknown"
+
+
+def _opened(log: Path) -> TextIO:
+    try:
+        return log.open("w", encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise BuildError(
+            f"the build's log cannot be written: {error}",
+            hint="there must be room for it, below `cache_dir`",
+            code="disk-full" if _is_full(error) else "build-failed",
+            stage="resolve",
+        ) from error
+
+
+def _is_full(error: OSError) -> bool:
+    return error.errno in {errno.ENOSPC, errno.EDQUOT}
+
+
+def _failed(job: Job, error: OSError) -> BuildError:
+    full = _is_full(error)
+    return job.error(
+        f"the build failed: {error}",
+        code="disk-full" if full else "build-failed",
+        hint="free some room, or name a larger directory as `build.tmp_dir`"
+        if full
+        else "",
+    )

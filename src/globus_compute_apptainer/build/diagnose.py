@@ -185,7 +185,33 @@ _RULES: Final = (
         _PIP,
     ),
     _Rule(
-        r"ResolutionImpossible|conflicting dependencies|which are incompatible$",
+        r"Hash mismatch for|Conflicting archive URL hashes|DO NOT MATCH THE HASHES",
+        "hash-mismatch",
+        "a package's file is not the one that its hash names",
+        "whoever gave the hash, or the index, has another file; check both",
+        _PIP,
+    ),
+    _Rule(
+        r"(was|were) yanked",
+        "package-not-found",
+        "the only version that fits has been withdrawn (yanked) from the index",
+        "ask for another version; a withdrawn one is taken only where it is asked for "
+        "exactly (`==`)",
+        _PIP,
+    ),
+    _Rule(
+        r"has no wheels with a matching Python|we only found wheels for .* Python ABI"
+        r"|is not a supported wheel on this platform|no wheels with a matching platform"
+        r"|is not compatible with (the current|your) (Python|platform)"
+        r"|incompatible with the current",
+        "package-not-found",
+        "a package has files for other Pythons or systems only, and no sources",
+        "ask for another version of the package, or choose another base image",
+        _PIP,
+    ),
+    _Rule(
+        r"ResolutionImpossible|conflicting dependencies|which are incompatible$"
+        r"|conclude that .* and .* are incompatible",
         "package-not-found",
         "the packages asked for do not go together",
         "loosen the versions in `pip`",
@@ -227,6 +253,37 @@ _RULES: Final = (
         "package-not-found",
         "the base image's distribution has no package that was asked for",
         "check the names and versions in `apt`",
+        _APT,
+    ),
+    _Rule(
+        r"E: Unable to correct problems|have unmet dependencies"
+        r"|E: Packages need to be removed but remove is disabled",
+        "package-not-found",
+        "the Debian packages asked for do not go together or with the base image",
+        "loosen the versions in `apt`",
+        _APT,
+    ),
+    _Rule(
+        r"dpkg was interrupted|E: Unmet dependencies\. Try",
+        "build-failed",
+        "the Debian packages of the base image are not in order",
+        "repair them in the base image (`apt-get --fix-broken install`), or choose "
+        "another one",
+        _APT,
+    ),
+    _Rule(
+        r"dpkg: error processing|Sub-process /usr/bin/dpkg returned an error",
+        "build-failed",
+        "a Debian package does not install into this base image",
+        "its own words are in the output; try another version or base image",
+        _APT,
+    ),
+    _Rule(
+        r"The repository '.*' is not signed|NO_PUBKEY"
+        r"|E: Release file for .* is (not|exp)",
+        "index-unreachable",
+        "the package mirror's signature is not accepted",
+        "the base image may be too old; choose a newer one",
         _APT,
     ),
     _Rule(

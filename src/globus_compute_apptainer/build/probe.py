@@ -12,15 +12,19 @@ from globus_compute_apptainer.build.apptainer import Apptainer, Completed, run
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-# The image's own shell; $1 is the program below. Answers are lines "@@KEY VALUE".
+# The image's own shell; $1 is the program below, the rest are files that must be there.
+# Answers are lines "@@KEY VALUE".
 _SHELL: Final = r"""
+program=$1
+shift
+for file; do [ -e "$file" ] || printf '@@missing %s\n' "$file"; done
 PYTHON=$(command -v python3 || command -v python)
 bash=no
 [ -x /bin/bash ] && bash=yes
-[ -n "$PYTHON" ] && exec "$PYTHON" -c "$1" "$PYTHON" "$bash"
+[ -n "$PYTHON" ] && exec "$PYTHON" -c "$program" "$PYTHON" "$bash"
 [ -r /etc/os-release ] && . /etc/os-release
 libc=$(getconf GNU_LIBC_VERSION 2>/dev/null)
 [ -n "$libc" ] || for file in /lib/ld-musl-*; do [ -e "$file" ] && libc=musl; done
@@ -70,6 +74,7 @@ class Probe:
     :param libc: such as ``glibc 2.36`` or ``musl``; empty if unknown
     :param packages: Python packages as ``name==version``, sorted
     :param has_bash: whether ``/bin/bash`` is there
+    :param missing: files that should be there and are not
     """
 
     python: str | None
@@ -78,6 +83,7 @@ class Probe:
     libc: str
     packages: tuple[str, ...]
     has_bash: bool
+    missing: tuple[str, ...] = ()
 
 
 def probe(
@@ -87,10 +93,12 @@ def probe(
     timeout: float,
     on_line: Callable[[str], None],
     cancel: threading.Event | None = None,
+    files: Sequence[str] = (),
 ) -> tuple[Probe | None, Completed]:
     """Start ``image`` once and look around; None where it did not answer.
 
     :param on_line: gets what is printed that is not the answer
+    :param files: absolute paths that should be there
     """
     answers: list[str] = []
 
@@ -102,7 +110,7 @@ def probe(
 
     argv = apptainer.exec_argv(
         image,
-        ["/bin/sh", "-c", _SHELL, "sh", _PYTHON],
+        ["/bin/sh", "-c", _SHELL, "sh", _PYTHON, *files],
         options=["--no-home"],
         cwd="/",
     )
@@ -126,4 +134,5 @@ def parse(answers: Iterable[str]) -> Probe | None:
         libc=found.get("libc", [""])[0],
         packages=tuple(sorted(found.get("package", ()))),
         has_bash=found["bash"][0] == "yes",
+        missing=tuple(found.get("missing", ())),
     )

@@ -67,6 +67,7 @@ def run(
     on_line: OnLine,
     cwd: Path | str | None = None,
     cancel: threading.Event | None = None,
+    stdin: int = subprocess.DEVNULL,
 ) -> Completed:
     """Run ``argv`` to its end; ``on_line`` gets its merged output line by line.
 
@@ -81,6 +82,7 @@ def run(
     returns, or raises because ``on_line`` did, the group is gone. Not guaranteed: the
     end of processes that made a session of their own.
 
+    :param stdin: descriptor that the program reads from; it stays the caller's
     :raises OSError: the program cannot be started
     """
     started = time.monotonic()
@@ -88,7 +90,7 @@ def run(
         list(argv),
         env=dict(env),
         cwd=cwd,
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -125,6 +127,7 @@ class _Watched:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._output, selectors.EVENT_READ)
         self._open = True
+        self._pause = 0.001
         self._reaped = False
 
     def step(self) -> bool:
@@ -133,8 +136,9 @@ class _Watched:
             ready = self._selector.select(POLL_SECONDS)
             if ready:
                 self._read()
-        else:
-            time.sleep(POLL_SECONDS)
+        else:  # it has closed its output, so it is likely about to end
+            time.sleep(self._pause)
+            self._pause = min(2 * self._pause, POLL_SECONDS)
         return not self._leader_ended()
 
     def end(self) -> None:

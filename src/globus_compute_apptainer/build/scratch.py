@@ -1,21 +1,15 @@
 """Where a build works: the fastest place with room, private, and swept.
 
 Runs in the endpoint process. A build that is killed with SIGKILL leaves its
-directory behind; the next build on the same machine removes it. The directory's
-name says who owns it: machine, boot, process-id namespace, process id and the
-process's start time, so that a dead owner is proven and never guessed.
+directory behind; the next build on the same machine removes it, see :mod:`..owners`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
-import re
-import secrets
 import shutil
-import socket
 import tempfile
 import threading
 from collections import Counter
@@ -24,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from globus_compute_apptainer.build.apptainer import Apptainer, run
-from globus_compute_apptainer.build.memory import available_memory, read_text
+from globus_compute_apptainer.build.memory import available_memory
 from globus_compute_apptainer.errors import BuildError, ConfigError, HostError
+from globus_compute_apptainer.owners import of_the_dead, owned_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,10 +41,8 @@ _CHOOSING: Final = threading.Lock()
 
 _MEMORY_PLACE: Final = Path("/dev/shm")  # noqa: S108 - one private directory in it
 _DISK_PLACES: Final = (Path("/tmp"), Path("/var/tmp"))  # noqa: S108
-_NAME: Final = re.compile(
-    r"gc-apptainer-build-(?P<host>[0-9a-f]{10})-(?P<boot>[0-9a-f]{8})"
-    r"-(?P<namespace>\d+)-(?P<pid>\d+)-(?P<start>\d+)-[0-9a-f]{8}\Z"
-)
+PREFIX: Final = "gc-apptainer-build"
+
 # Files of a killed build may belong to sub-ids, which only a namespace can remove.
 _REMOVE_DEFINITION: Final = """\
 Bootstrap: scratch
@@ -133,14 +126,29 @@ def private_scratch(
     :raises ConfigError: see :func:`choose_scratch`
     :raises BuildError: see :func:`choose_scratch`
     """
-    with _promised_place(config, need, fallbacks) as parent:
-        sweep(parent)
-        path = parent / f"{_owner_name(os.getpid())}-{secrets.token_hex(4)}"
-        path.mkdir(mode=0o700)
-        try:
-            yield path
-        finally:
-            remove_tree(path)
+    with (
+        _promised_place(config, need, fallbacks) as parent,
+        private_folder(parent) as path,
+    ):
+        yield path
+
+
+@contextlib.contextmanager
+def private_folder(parent: Path) -> Iterator[Path]:
+    """A private empty directory in ``parent``, removed at the end.
+
+    Also removes what dead builds of this user left there. Failing to remove is
+    logged, never raised.
+
+    :raises OSError: it cannot be made
+    """
+    sweep(parent)
+    path = parent / owned_name(PREFIX)
+    path.mkdir(mode=0o700)
+    try:
+        yield path
+    finally:
+        remove_tree(path)
 
 
 @contextlib.contextmanager
@@ -161,14 +169,10 @@ def _promised_place(
 def sweep(parent: Path) -> list[Path]:
     """Remove the directories of dead builds of this user; returns them."""
     removed = []
-    with contextlib.suppress(OSError), os.scandir(parent) as entries:
-        for entry in entries:
-            name = _NAME.match(entry.name)
-            if not name or not _mine(entry) or not _owner_is_dead(name):
-                continue
-            log.info("removing what a dead build left: %s", entry.path)
-            remove_tree(Path(entry.path))
-            removed.append(Path(entry.path))
+    for path in of_the_dead(parent, PREFIX):
+        log.info("removing what a dead build left: %s", path)
+        remove_tree(path)
+        removed.append(path)
     return removed
 
 
@@ -216,50 +220,3 @@ def _look(path: Path, *, memory: bool = False) -> Place:
     usable = os.access(path, os.W_OK | os.X_OK) and not state.f_flag & os.ST_NOEXEC
     free = state.f_bavail * state.f_frsize - _PROMISED[path]
     return Place(path, free, memory, usable)
-
-
-def _owner_name(pid: int) -> str:
-    host, boot, namespace = _machine()
-    return f"gc-apptainer-build-{host}-{boot}-{namespace}-{pid}-{_start_time(pid)}"
-
-
-def _owner_is_dead(name: re.Match[str]) -> bool:
-    """Proven for this machine only; of another one nothing is known."""
-    host, boot, namespace = _machine()
-    if name["host"] != host:
-        return False
-    if name["boot"] != boot:
-        return True
-    return name["namespace"] == namespace and _start_time(int(name["pid"])) != int(
-        name["start"]
-    )
-
-
-def _machine() -> tuple[str, str, str]:
-    """This machine, its boot, and the process-id namespace, as short tokens."""
-    host = f"{socket.gethostname()} {read_text('/etc/machine-id')}"
-    boot = read_text("/proc/sys/kernel/random/boot_id")
-    try:
-        namespace = str(Path("/proc/self/ns/pid").stat().st_ino)
-    except OSError:
-        namespace = "0"
-    return _digest(host)[:10], _digest(boot)[:8], namespace
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _start_time(pid: int) -> int:
-    """Clock ticks from boot to the start of ``pid``; 0 if there is no such process."""
-    fields = read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return int(fields[19]) if len(fields) > 19 else 0
-
-
-def _mine(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir(follow_symlinks=False) and (
-            entry.stat(follow_symlinks=False).st_uid == os.geteuid()
-        )
-    except OSError:
-        return False

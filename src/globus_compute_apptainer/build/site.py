@@ -49,6 +49,12 @@ _UV_PASSED: Final = re.compile(
     r"UV_(INDEX_\w+_(USERNAME|PASSWORD)|INDEX_STRATEGY|INSECURE_HOST|HTTP_TIMEOUT"
     r"|OFFLINE|SYSTEM_CERTS|NATIVE_TLS|TORCH_BACKEND|EXCLUDE_NEWER)\Z"
 )
+_HOST_PASSED: Final = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
+_HOST_SETTING: Final = re.compile(
+    r"UV_(DEFAULT_INDEX|INDEX|INDEX_URL|EXTRA_INDEX_URL|FIND_LINKS|NO_INDEX|PRERELEASE"
+    r"|RESOLUTION|CONCURRENT_\w+|HTTP_\w+)\Z|SSL_CERT_(FILE|DIR)\Z|"
+    + _UV_PASSED.pattern
+)
 _PROXIES: Final = re.compile(r"(https?|ftp|all|no)_proxy\Z", re.IGNORECASE)
 # For the Apptainer that builds; it hands none of them to what it builds.
 _APPTAINER_PASSED: Final = (
@@ -83,6 +89,8 @@ class SiteAccess:
     """How builds on this host reach packages.
 
     :param variables: environment inside a build
+    :param host: environment of uv on the host: the same settings with the host's
+        own paths, and nothing else of the host's
     :param folders: host directories that a build sees as ``KIT/site/0``, ``1``, …
     :param ca_bundle: PEM file on the host, seen inside as :data:`CA_INSIDE`
     :param uv_config: ``uv.toml`` on the host, seen as :data:`UV_CONFIG_INSIDE`;
@@ -97,6 +105,7 @@ class SiteAccess:
     uv_config: Path | None = None
     caller: Mapping[str, str] = field(default_factory=dict)
     secrets: tuple[str, ...] = ()
+    host: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_host(
@@ -125,6 +134,14 @@ class SiteAccess:
             **(dict.fromkeys(_CA_VARIABLES_INSIDE, CA_INSIDE) if bundle else {}),
             **({"UV_CONFIG_FILE": UV_CONFIG_INSIDE} if uv_file else {}),
         }
+        host = {
+            **{n: environ[n] for n in _HOST_PASSED if n in environ},
+            **_proxies(environ, pip.proxy),
+            **(_for_uv(uv, _Here()) if uv else {}),
+            **{n: v for n, v in environ.items() if _UV_PASSED.match(n)},
+            **({"SSL_CERT_FILE": str(bundle)} if bundle else {}),
+            **({"UV_CONFIG_FILE": str(uv_file)} if uv_file else {"UV_NO_CONFIG": "1"}),
+        }
         caller = {n: environ[n] for n in _APPTAINER_PASSED if n in environ}
         if bundle:
             caller["SSL_CERT_FILE"] = str(bundle)
@@ -132,10 +149,19 @@ class SiteAccess:
             caller[name] = value
             if not name.startswith(("APPTAINER", "SINGULARITY")):
                 variables[name] = value
+            if _HOST_SETTING.match(name) or _PROXIES.match(name):
+                host[name] = value
         variables = {n: v for n, v in variables.items() if "\n" not in v}
-        secrets = tuple(_secrets({**variables, **caller}))
+        # One name may have another value on the host.
+        found = [*_secrets({**variables, **caller}), *_secrets(host)]
         folders = tuple(places.folders)
-        return cls(variables, folders, bundle, uv_file, caller, secrets)
+        secrets = tuple(dict.fromkeys(found))
+        return cls(variables, folders, bundle, uv_file, caller, secrets, host)
+
+    @property
+    def no_index(self) -> bool:
+        """Whether packages come from ``--find-links`` places only."""
+        return "PIP_NO_INDEX" in self.variables
 
     def redact(self, text: str) -> str:
         """``text`` without credentials: those of URLs, and values known as secret."""
@@ -191,6 +217,16 @@ class _Places:
 
     def all_inside(self, places: Iterable[str]) -> list[str]:
         return [p for place in places if (p := self.inside(place)) is not None]
+
+
+class _Here(_Places):
+    """Names places as the host does."""
+
+    def inside(self, place: str) -> str | None:
+        if super().inside(place) is None:
+            return None
+        name, found, url = place.rpartition("=") if _named(place) else ("", "", place)
+        return f"{name}{found}{Path(url).expanduser()}" if url[:1] == "~" else place
 
 
 def _named(place: str) -> bool:

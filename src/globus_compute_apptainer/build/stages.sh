@@ -1,17 +1,20 @@
 #!/bin/sh
-# Fills an image. Runs inside a build, as the build's root, started by the %post
-# section that plan.py writes; constant, POSIX sh only (dash, busybox).
+# Fills an image as its root: over a base in a writable overlay (overlay.py), or in a
+# flat build's %post (flat.py). Constant, POSIX sh only (dash, busybox).
 #
 # Reads from $KIT, which is mounted read-only and holds no code of the user's except
-# post.sh: apt.txt, requirements.txt, post.sh, python.txt (expected version), apt.conf,
-# site.env (NAME=value lines), uv (the host's program). $KIT/work is scratch, gone
-# after the build. Tells what it does by lines that builder.py reads:
+# post.sh: apt.txt, post.sh, post-build.txt (whether postBuild is to be run), apt.conf,
+# environment.sh, layers.txt (markers that must be there) and marker.txt (the one to
+# make), these two for overlays only. $KIT/work is scratch, gone after the build; what
+# is left there on purpose: before and after (Debian packages), ended (status of what
+# was run for post).
+# Tells what it does by lines that transcript.py reads:
 #   @@stage NAME           a stage begins
 #   @@run COMMAND          a command begins
 #   @@fail STAGE CODE TEXT why it stops
 set -eu
 umask 022
-KIT=/.gc-apptainer
+KIT=/.gc-apptainer-build
 
 stage() { printf '@@stage %s\n' "$1"; }
 
@@ -25,29 +28,19 @@ fail() {
     exit 1
 }
 
-# Values reach the environment as they are; no shell ever evaluates them.
-load_environment() {
-    while IFS= read -r line; do
-        export "${line?}"
-    done <"$KIT/site.env"
+check_overlay() {
+    [ -s "$KIT/marker.txt" ] || return 0
+    while IFS= read -r marker; do
+        [ -e "$marker" ] || fail resolve overlay-unavailable "layers are not shown here"
+    done <"$KIT/layers.txt"
+    read -r marker <"$KIT/marker.txt"
+    { mkdir -p "${marker%/*}" && : >"$marker"; } 2>/dev/null ||
+        fail resolve overlay-unavailable "nothing can be written over a base image here"
 }
 
-find_python() {
-    PYTHON=$(command -v python3 || command -v python || true)
-}
-
-# $1: what to do where there is no Python
-check_python() {
-    find_python
-    [ -s "$KIT/python.txt" ] || return 0
-    read -r wanted <"$KIT/python.txt"
-    if [ -z "$PYTHON" ]; then
-        [ "$1" = tolerate ] || fail pip no-python "the base image has no Python, $wanted is asked for"
-        return 0
-    fi
-    found=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-    [ "$found" = "$wanted" ] ||
-        fail pip python-mismatch "the base image has Python $found ($PYTHON), $wanted is asked for"
+installed() {
+    dpkg-query -W -f '${Status}\t${Package}\t${Version}\t${Architecture}\n' \
+        >"$KIT/work/$1" 2>/dev/null || true
 }
 
 apt_get() {
@@ -58,41 +51,46 @@ stage_apt() {
     [ -s "$KIT/apt.txt" ] || return 0
     stage apt
     command -v apt-get >/dev/null || fail apt no-apt "the base image has no apt-get"
-    export DEBIAN_FRONTEND=noninteractive
     set --
     while IFS= read -r package; do
         set -- "$@" "$package"
     done <"$KIT/apt.txt"
+    for folder in lists/partial cache/archives/partial log; do
+        mkdir -p "$KIT/work/apt/$folder"
+    done
+    export DEBIAN_FRONTEND=noninteractive
     apt_get update
-    apt_get install --no-install-recommends -y "$@"
-    apt_get clean
-    rm -rf /var/lib/apt/lists/*
+    apt_get install --no-install-recommends --allow-downgrades -y "$@"
 }
 
-stage_pip() {
-    [ -s "$KIT/requirements.txt" ] || return 0
-    stage pip
-    [ -n "$PYTHON" ] || fail pip no-python "the base image has no Python to install packages for"
-    if "$KIT/uv" --version >/dev/null 2>&1; then
-        run "$KIT/uv" pip install --python "$PYTHON" --break-system-packages \
-            --compile-bytecode ${PIP_NO_INDEX:+--no-index} -r "$KIT/requirements.txt"
-    elif "$PYTHON" -m pip --version >/dev/null 2>&1; then
-        run "$PYTHON" -m pip install -r "$KIT/requirements.txt"
-    else
-        fail pip no-pip "uv does not run in the base image, and its Python has no pip"
-    fi
+# As repo2docker does: the repository's own script, in its directory, run as a program.
+post_build() {
+    cd /payload || return
+    for script in binder/postBuild .binder/postBuild postBuild; do
+        [ ! -f "$script" ] || break
+    done
+    chmod +x "$script" && run "./$script"
+}
+
+ended() {
+    printf '%s %s\n' "$1" "$2" >"$KIT/work/ended"
+    exit "$2"
 }
 
 stage_post() {
-    [ -s "$KIT/post.sh" ] || return 0
+    [ -s "$KIT/post.sh" ] || [ -s "$KIT/post-build.txt" ] || return 0
     stage post
+    if [ -s "$KIT/post-build.txt" ]; then
+        post_build || ended postBuild $?
+    fi
     cd /
-    run /bin/sh -eux "$KIT/post.sh"
+    [ -s "$KIT/post.sh" ] || return 0
+    run /bin/sh -eux "$KIT/post.sh" || ended post $?
 }
 
-load_environment
-check_python tolerate
+. "$KIT/environment.sh"
+check_overlay
+installed before
 stage_apt
-check_python demand
-stage_pip
 stage_post
+installed after

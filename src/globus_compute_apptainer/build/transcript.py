@@ -10,7 +10,6 @@ import re
 import time
 from collections import deque
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Final, TextIO
 
 from globus_compute_apptainer import events
@@ -69,8 +68,8 @@ class Transcript:
         self._log, self._sink = log, sink
         self._digest, self._stages = digest, tuple(stages)
         self._redact, self._clock = redact, clock
-        self._entered: dict[str, float] = {}
-        self._ended: float | None = None
+        self._spent: dict[str, float] = {}
+        self._since = clock()
         self._room = MAX_LOG_BYTES
         self.stage = ""
         self.command = ""
@@ -79,11 +78,28 @@ class Transcript:
 
     def enter(self, stage: str, command: str = "") -> None:
         """A stage begins; its output starts afresh."""
-        self._entered[stage] = self._clock()
+        self._count()
+        self._spent.setdefault(stage, 0.0)
         self.stage, self.command = stage, self._redact(command)
         self.tail.clear()
         self._write(f"=== {stage}" + (f": {self.command}" if command else ""))
         self._tell(events.StageStarted(self._digest, stage))
+
+    def begin(self, command: str) -> None:
+        """A command of the current stage begins; errors name it from here on."""
+        self.command = self._redact(command)
+        self.tail.clear()
+        self._write_output(f"$ {self.command}")
+
+    def note(self, text: str) -> None:
+        """A remark of our own, for the log."""
+        self._write_output(self._redact(text))
+
+    def progress(
+        self, done: int, total: int | None, unit: str = "bytes", what: str = ""
+    ) -> None:
+        """How far the current stage is; see :class:`~.events.Progress`."""
+        self._tell(events.Progress(self._digest, self.stage, done, total, unit, what))
 
     def line(self, text: str) -> None:
         """One line of output."""
@@ -98,24 +114,27 @@ class Transcript:
 
     def finish(self, outcome: str) -> None:
         """The last line of the log."""
-        self._ended = self._clock()
+        self._count()
+        self.stage = ""
         self._write(f"=== {outcome}")
 
     def stage_seconds(self) -> Mapping[str, float]:
         """Seconds spent in every stage that was entered."""
-        end = self._clock() if self._ended is None else self._ended
-        spans = pairwise([*self._entered.values(), end])
-        seconds = (round(until - since, 3) for since, until in spans)
-        return dict(zip(self._entered, seconds, strict=True))
+        self._count()
+        return {stage: round(seconds, 3) for stage, seconds in self._spent.items()}
+
+    def _count(self) -> None:
+        now = self._clock()
+        if self.stage:
+            self._spent[self.stage] += now - self._since
+        self._since = now
 
     def _marker(self, text: str) -> bool:
         kind, _, rest = text.partition(" ")
         if kind == "@@stage" and self._is_ahead(rest):
             self.enter(rest)
         elif kind == "@@run":
-            self.command = rest
-            self.tail.clear()
-            self._write_output(f"$ {rest}")
+            self.begin(rest)
         elif kind == "@@fail" and len(rest.split(" ", 2)) == 3:
             self.failure = Failure(*rest.split(" ", 2))
             self.command = ""

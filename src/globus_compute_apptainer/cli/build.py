@@ -9,44 +9,73 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import json
 import os
+from pathlib import Path
 from typing import Any
 
 from globus_compute_apptainer import events
-from globus_compute_apptainer.cli import inputs, output
+from globus_compute_apptainer.build import lock
+from globus_compute_apptainer.build.lock import Lock
+from globus_compute_apptainer.cli import inputs, origins, output
 from globus_compute_apptainer.cli.progress import Progress
+from globus_compute_apptainer.client.outcome import text_of
 from globus_compute_apptainer.config import ContainersConfig
 from globus_compute_apptainer.endpoint.requests import Wanted
-from globus_compute_apptainer.images import Ready, open_service
+from globus_compute_apptainer.images import ImageService, Ready, open_service
 
 
 def run(options: argparse.Namespace) -> int:
     """The verb; 0 or an exception."""
-    settings = inputs.settings(options.config, options.cache_dir)
-    wanted = inputs.wanted(inputs.spec(options.spec, settings.config), settings.config)
-    with Progress(verbose=options.verbose, quiet=options.json) as progress:
-        ready = obtain(wanted, settings.config, progress)
-    report = describe(ready)
-    if options.json:
-        output.data(report)
+    config = inputs.settings(options.config, options.cache_dir).config
+    locked = None
+    if options.locked is not None:
+        locked = lock.parse(text_of(Path(options.locked)))
+        wanted = wanted_by(locked, config)
     else:
-        print(f"{report['cache']}  {report['seconds']:.1f} s")
-        print(f"image   {report['path']}")
-        print(f"digest  {report['image_digest']}")
-        print(f"spec    {report['spec_digest']}")
+        wanted = inputs.wanted(_spec(options, config), config)
+    with Progress(verbose=options.verbose, quiet=options.json) as progress:
+        ready = obtain(wanted, config, progress, fresh=options.fresh, locked=locked)
+    _show(describe(ready), as_json=options.json)
     return 0
 
 
-def obtain(wanted: Wanted, config: ContainersConfig, sink: events.Sink) -> Ready:
-    """The image, when it is ready; whatever ends the wait early stops the build.
+def obtain(
+    wanted: Wanted,
+    config: ContainersConfig,
+    sink: events.Sink,
+    *,
+    fresh: bool = False,
+    locked: Lock | None = None,
+) -> Ready:
+    """The image, when it is ready and complete; whatever ends the wait early stops
+    the build.
 
+    :param fresh: it is made anew, with all resolved anew
+    :param locked: it is made anew, exactly so
     :raises ContainerError: why there is no image
     """
-
     service = open_service(config, os.environ, sink)
     with contextlib.closing(service):
-        cached = service.cached(wanted.image.digest)
-        return cached or service.request(wanted.image, name=wanted.name).result()
+        ready = _obtained(service, wanted, fresh=fresh, locked=locked)
+        if isinstance(sink, Progress):
+            sink.waiting("Python's bytecode is compiled")
+        service.settle()
+        return ready
+
+
+def wanted_by(locked: Lock, config: ContainersConfig) -> Wanted:
+    """The image that a lock is of: valid and allowed here, as if it were asked for.
+
+    :raises BuildError: the lock does not say, or means another image here
+    :raises SpecError: or PolicyError, as for a task
+    """
+    if not locked.spec:
+        raise lock.invalid("it does not say what was asked for (its `spec`)")
+    wanted = inputs.wanted(locked.request, config)
+    if json.loads(wanted.image.canonical()) != locked.spec:
+        raise lock.invalid("its `spec` is not one that this version writes")
+    return wanted
 
 
 def describe(ready: Ready) -> dict[str, Any]:
@@ -57,3 +86,51 @@ def describe(ready: Ready) -> dict[str, Any]:
         "cache": ready.cache,
         "seconds": round(ready.seconds, 3),
     }
+
+
+def _spec(options: argparse.Namespace, config: ContainersConfig) -> object:
+    choices = origins.Choices(
+        options.python,
+        tuple(options.extra),
+        tuple(options.group),
+        tuple(options.skip),
+    )
+    if options.origin is not None:
+        return origins.spec(Path(options.origin), choices)
+    return inputs.spec(options.spec, config, choices)
+
+
+def _obtained(
+    service: ImageService, wanted: Wanted, *, fresh: bool, locked: Lock | None
+) -> Ready:
+    digest, max_age = wanted.image.digest, wanted.max_age
+    if not fresh and locked is None:
+        cached = service.cached(digest, max_age=max_age)
+        if cached is not None:
+            return cached
+    future = service.request(
+        wanted.image,
+        name=wanted.name,
+        policy=wanted.policy,
+        max_age=max_age,
+        fresh=fresh,
+        locked=locked,
+    )
+    ready = future.result()
+    manifest = ready.image.manifest
+    # Another process may have made it meanwhile, without the lock.
+    if locked and (lines := lock.differences(locked, manifest.lock)):
+        raise lock.unmet(lines, manifest.log)
+    return ready
+
+
+def _show(report: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        output.data(report)
+        return
+    print(f"{report['cache']}  {report['seconds']:.1f} s")
+    print(f"image   {report['path']}")
+    print(f"digest  {report['image_digest']}")
+    print(f"spec    {report['spec_digest']}")
+    if report["reason"]:
+        print(f"flat    {report['reason']}")

@@ -7,6 +7,7 @@ by the same code as for a task (:mod:`..endpoint.requests`).
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from globus_compute_apptainer.cli import origins
 from globus_compute_apptainer.config import ContainersConfig
 from globus_compute_apptainer.endpoint.requests import Requests, Wanted
 from globus_compute_apptainer.errors import ConfigError, SpecError
@@ -51,10 +53,13 @@ def settings(path: str | None, cache_dir: str | None) -> Settings:
     return Settings(block, ContainersConfig.parse(block), str(named or ""))
 
 
-def spec(argument: str, config: ContainersConfig) -> object:
+def spec(
+    argument: str, config: ContainersConfig, choices: origins.Choices | None = None
+) -> object:
     """The spec that ``argument`` means, as a client would have attached it.
 
-    :param argument: inline JSON, ``-``, a path, or the name of a configured image
+    :param argument: inline JSON, ``-``, a path, or the name of a configured image; a
+        path may also be of what specs are made of, see :mod:`.origins`
     :raises SpecError: it cannot be read
     """
     if argument.lstrip().startswith("{"):
@@ -63,8 +68,12 @@ def spec(argument: str, config: ContainersConfig) -> object:
         text = sys.stdin.read()
         return _parsed(text, "standard input", as_json=text.lstrip().startswith("{"))
     path = Path(argument)
-    if argument in config.images and not path.exists():
+    # Path.exists() raises for names that no file can have.
+    there = os.path.exists(argument)  # noqa: PTH110
+    if argument in config.images and not there:
         return argument
+    if there and origins.is_known(path):
+        return origins.spec(path, choices)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -92,8 +101,8 @@ def wanted(attached: object, config: ContainersConfig) -> Wanted:
 
 
 _FORMS = (
-    "a JSON or YAML file, - for standard input, inline JSON starting with {,"
-    " or the name of an image that the configuration defines"
+    "a JSON or YAML file, - for standard input, inline JSON starting with {, the name"
+    f" of an image that the configuration defines; or {origins.KINDS}"
 )
 
 

@@ -46,8 +46,14 @@ exit codes:
 """
 _SPEC_HELP = (
     "JSON or YAML file, - for standard input, inline JSON starting with {, or the name "
-    "of an image that the configuration defines"
+    "of an image that the configuration defines; also what people have: a file as "
+    "--from takes it"
 )
+_ORIGIN_HELP = (
+    "requirements.txt, environment.yml, pyproject.toml, uv.lock, pylock.toml, a script "
+    "with a # /// script block, or a directory as repo2docker reads it"
+)
+_IMAGE_HELP = "digest of image or spec (8 digits are enough), name, or spec"
 _TRY_USAGE = "gc-apptainer try [options] SPEC -- python FILE.py:FUNCTION [ARG ...]"
 
 
@@ -98,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gc-apptainer",
         description="Containers for Globus Compute tasks: check this machine, build "
-        "images, look at them, try a function in one.",
+        "images, look at them, take them elsewhere, try a function in one.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -109,18 +115,56 @@ def _parser() -> argparse.ArgumentParser:
         "--deep", action="store_true", help="also build and run a tiny image"
     )
     build = _add_verb(verbs, "build", "build a spec's image, unless it is there")
-    build.add_argument("spec", metavar="SPEC", help=_SPEC_HELP)
+    _add_build_options(build)
     _add_verb(verbs, "images", "list the images in the cache")
+    show = _add_verb(verbs, "show", "say what is known of one image in the cache")
+    show.add_argument("image", metavar="IMAGE", help=_IMAGE_HELP)
+    export = _add_verb(
+        verbs, "export", "write an image with definition file, lock and SBOM"
+    )
+    export.add_argument("image", metavar="IMAGE", help=f"{_IMAGE_HELP}, then built")
+    export.add_argument("folder", metavar="DIR", help="made if it is not there")
+    export.add_argument(
+        "--flat", action="store_true", help="one file system, for tools without layers"
+    )
     attempt = _add_verb(
         verbs, "try", "run one function in a spec's image, as an endpoint would"
     )
     attempt.usage = _TRY_USAGE
     attempt.add_argument("spec", metavar="SPEC", help=_SPEC_HELP)
-    for verb in (build, attempt):
+    for verb in (build, export, attempt):
         verb.add_argument(
             "-v", "--verbose", action="store_true", help="show the build's output"
         )
     return parser
+
+
+def _add_build_options(build: argparse.ArgumentParser) -> None:
+    what = build.add_mutually_exclusive_group(required=True)
+    what.add_argument("spec", metavar="SPEC", nargs="?", help=_SPEC_HELP)
+    what.add_argument("--from", metavar="PATH", dest="origin", help=_ORIGIN_HELP)
+    what.add_argument(
+        "--locked",
+        metavar="FILE",
+        help="lock.json of an export, or a manifest.json: build exactly that, or say "
+        "what can no longer be had",
+    )
+    build.add_argument(
+        *("--fresh", "--force"),
+        action="store_true",
+        help="build anew even if it is there, with tags and versions resolved anew",
+    )
+    build.add_argument(
+        "--python", metavar="MINOR", help="of what PATH allows (as in 3.12)"
+    )
+    for option, what_for in (
+        ("extra", "an extra of the project at PATH, too"),
+        ("group", "a dependency group of the project at PATH, too"),
+        ("skip", "without a package of PATH, or a setting such as tool.uv.index"),
+    ):
+        build.add_argument(
+            f"--{option}", metavar="NAME", action="append", default=[], help=what_for
+        )
 
 
 def _add_verb(

@@ -1,7 +1,8 @@
 """Shows a build while it runs: a live line on a terminal, plain lines elsewhere.
 
 Runs in ``gc-apptainer`` and the demo. A :class:`Progress` is a sink of events; it is
-called from the builds' threads and writes to standard error only.
+called from the builds' threads and writes to standard error only. Bytes and packages
+are told beside the current stage where the build tells them.
 """
 
 from __future__ import annotations
@@ -20,16 +21,20 @@ from rich.table import Table
 from rich.text import Text
 
 from globus_compute_apptainer import events
+from globus_compute_apptainer.cli import output
 
 _PER_SECOND = 8
+_LINE_SECONDS = 5.0
+"""Without a terminal: at most one line of progress in this time."""
 
 
 class Progress:
     """What a build does now, for people; a context manager.
 
     Stages that ended stay on the screen with their seconds; the current one has a
-    live line with the last line of output. Without a terminal there is one line for
-    each stage that begins.
+    live line with how far it is and the last line of output. Without a terminal there
+    is one line for each stage that begins, and one every few seconds of what takes
+    longer.
 
     :param verbose: every line of output is shown too
     :param quiet: nothing is shown, unless it goes to a terminal
@@ -48,8 +53,8 @@ class Progress:
         self._quiet = quiet and not self._console.is_terminal
         self._verbose, self._clock = verbose, clock
         self._lock = threading.Lock()
-        self._stage, self._line = "", ""
-        self._began = self._stage_began = clock()
+        self._stage, self._line, self._far = "", "", ""
+        self._began = self._stage_began = self._told = clock()
         self._spinner = Spinner("dots")
         self._live = Live(
             get_renderable=self._render,
@@ -82,9 +87,11 @@ class Progress:
                 self._line = event.line.strip() or self._line
                 if self._verbose:
                     self._print(Text(f"  | {event.line}", style="dim"))
-            else:
+            elif isinstance(event, events.Progress):
+                self._advance(event)
+            elif isinstance(event, events.BuildFinished):
                 self._leave(failed=bool(event.error))
-                self._stage, self._stage_began = "", self._clock()
+                self._stage, self._far, self._stage_began = "", "", self._clock()
                 self._line = "" if event.error else "the image is ready"
 
     def say(self, text: str) -> None:
@@ -95,14 +102,23 @@ class Progress:
     def waiting(self, for_what: str) -> None:
         """What is waited for until the next stage begins."""
         with self._lock:
-            self._stage, self._line = "", for_what
+            self._stage, self._line, self._far = "", for_what, ""
             self._stage_began = self._clock()
 
     def _enter(self, stage: str) -> None:
         self._leave(failed=False)
-        self._stage, self._line, self._stage_began = stage, "", self._clock()
+        self._stage, self._line, self._far = stage, "", ""
+        self._stage_began = self._told = self._clock()
         if not self._console.is_terminal:
             self._print(Text(f"[{self._clock() - self._began:6.1f} s] {stage}"))
+
+    def _advance(self, event: events.Progress) -> None:
+        self._far = far(event)
+        now = self._clock()
+        if self._console.is_terminal or now - self._told < _LINE_SECONDS:
+            return
+        self._told = now
+        self._print(Text(f"[{now - self._began:6.1f} s] {event.stage:8}{self._far}"))
 
     def _leave(self, *, failed: bool) -> None:
         if not self._stage or not self._console.is_terminal:
@@ -118,11 +134,28 @@ class Progress:
     def _render(self) -> Table:
         seconds = self._clock() - self._stage_began
         row = Table.grid(padding=(0, 1), expand=True)
-        for _ in range(3):
+        for _ in range(4):
             row.add_column(no_wrap=True)
         row.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
         stage = f"{self._stage or 'waiting':8}"
         row.add_row(
-            self._spinner, stage, f"{seconds:6.1f} s", Text(self._line, style="dim")
+            self._spinner,
+            stage,
+            f"{seconds:6.1f} s",
+            Text(self._far),
+            Text(self._line, style="dim"),
         )
         return row
+
+
+def far(event: events.Progress) -> str:
+    """How far a stage is, in words: ``12 MB of 87 MB``, ``3 of 17 packages``."""
+    done, total = _amount(event.done, event), ""
+    if event.total is not None:
+        total = f" of {_amount(event.total, event)}"
+    unit = "" if event.unit == "bytes" else f" {event.unit}"
+    return f"{done}{total}{unit}"
+
+
+def _amount(count: int, event: events.Progress) -> str:
+    return output.size(count) if event.unit == "bytes" else str(count)

@@ -116,7 +116,8 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         """Call ``hand_over`` with the image: at once if cached, else when built."""
         images = self._images
         assert images is not None, "submit() made sure that the engine was started"  # noqa: S101
-        if (ready := images.cached(wanted.image.digest)) is not None:
+        ready = images.cached(wanted.image.digest, max_age=wanted.max_age)
+        if ready is not None:
             hand_over(ready, wanted)
             return
 
@@ -124,7 +125,13 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
             with _errors_to(task_f):
                 hand_over(future.result(), wanted)
 
-        images.request(wanted.image, name=wanted.name).add_done_callback(done)
+        future = images.request(
+            wanted.image,
+            name=wanted.name,
+            policy=wanted.policy,
+            max_age=wanted.max_age,
+        )
+        future.add_done_callback(done)
 
     def _executor_accepts(self, resource_specification: dict[str, Any]) -> bool:
         """Whether Parsl will take the other keys; if not, the stock path says why,
@@ -142,6 +149,7 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
 
     def _order(self, ready: Ready, wanted: Wanted) -> ContainerOrder:
         run, manifest = self._config.run, ready.image.manifest
+        bytecode = ready.image.bytecode
         return ContainerOrder(
             image=str(ready.image.path),
             size=manifest.size,
@@ -153,6 +161,9 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
             apptainer_version=manifest.apptainer_version,
             python=manifest.python,
             python_version=manifest.python_version,
+            markers=manifest.markers,
+            start=manifest.start,
+            bytecode=None if bytecode is None else str(bytecode),
             gpu=wanted.run.gpu,
             binds=wanted.run.binds,
             env=wanted.run.env,

@@ -17,6 +17,7 @@ from typing import Any
 from globus_compute_apptainer.config import ContainersConfig
 from globus_compute_apptainer.errors import SpecError
 from globus_compute_apptainer.spec import model, policy
+from globus_compute_apptainer.spec.policy import Policy
 from globus_compute_apptainer.spec.refusal import show
 
 log = logging.getLogger(__name__)
@@ -27,11 +28,17 @@ _REMEMBERED = 1024
 
 @dataclass(frozen=True)
 class Wanted:
-    """An image and how to run it: valid, allowed, and on a concrete base."""
+    """An image and how to run it: valid, allowed, and on a concrete base.
+
+    :param policy: what the files of its payload may ask for; None: everything
+    :param max_age: seconds after which the image is to be made anew; None: never
+    """
 
     image: model.ImageSpec
     run: model.RunSpec
     name: str = ""
+    policy: Policy | None = None
+    max_age: float | None = None
 
 
 def split(resource_specification: object) -> tuple[Any, Any]:
@@ -100,7 +107,7 @@ class Requests:
         return self._allowed(default)
 
     def _allowed(self, spec: model.ContainerSpec) -> Wanted:
-        wanted = self._resolve(spec)
+        wanted = self._resolve(spec, rules=self._config.policy)
         policy.check(
             wanted.image,
             wanted.run,
@@ -131,8 +138,19 @@ class Requests:
             nearest=near[0] if near else "",
         )
 
-    def _resolve(self, spec: model.ContainerSpec, name: str = "") -> Wanted:
+    def _resolve(
+        self,
+        spec: model.ContainerSpec,
+        name: str = "",
+        rules: Policy | None = None,
+    ) -> Wanted:
         image = spec.image_spec(
             default_base=self._config.default_base, python=self._python
         )
-        return Wanted(image, spec.run_spec, name or spec.name or "")
+        return Wanted(
+            image,
+            spec.run_spec,
+            name or spec.name or "",
+            policy=rules,
+            max_age=self._config.refresh if spec.refresh is None else spec.refresh,
+        )

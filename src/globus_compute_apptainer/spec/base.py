@@ -16,8 +16,8 @@ from globus_compute_apptainer.spec.refusal import Refusal
 #: Agents whose reference is a path on the endpoint's machine.
 LOCAL_AGENTS = ("localimage", "docker-archive", "oci-archive", "oci")
 
-AGENTS = ("docker", "oras", "library", *LOCAL_AGENTS)
-_LATER_AGENTS = ("debootstrap", "yum", "zypper")
+AGENTS = ("docker", "oras", "library", "debootstrap", *LOCAL_AGENTS)
+_UNSUPPORTED_AGENTS = ("yum", "zypper")
 
 # The grammar of github.com/distribution/reference (reference.go), ASCII only and
 # without IPv6 hosts.
@@ -29,6 +29,7 @@ _REPOSITORY = re.compile(rf"{_PATH}(?:/{_PATH})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 _LIBRARY = re.compile(r"[A-Za-z0-9]+(?:[._-]+[A-Za-z0-9]+)*")
+_SUITE = re.compile(r"[a-z][a-z0-9]{1,39}")
 _FILE = re.compile(r"/[A-Za-z0-9._+@=/-]+")
 _LOCAL_SCHEME = re.compile(r"(localimage|docker-archive|oci-archive|oci):(?://(?=/))?")
 
@@ -41,13 +42,14 @@ _MOST_LIBRARY_PARTS = 4
 def agent(name: str) -> str:
     """The bootstrap agent ``name``.
 
-    :raises Refusal: unknown, or of a later version (``spec-unsupported``)
+    :raises Refusal: unknown, or one that Apptainer has and we do not
+        (``spec-unsupported``)
     """
     if name in AGENTS:
         return name
-    if name in _LATER_AGENTS:
-        hint = "for now, use an image of that distribution from a registry"
-        reason = f"{name} is not supported yet; it comes with a later version"
+    if name in _UNSUPPORTED_AGENTS:
+        reason = f"{name} is not supported, because it must run as the endpoint's root"
+        hint = "use an image of that distribution, as in docker://rockylinux:9"
         raise Refusal(reason, hint, code="spec-unsupported")
     close = difflib.get_close_matches(name[:40].lower(), AGENTS, n=1)
     nearest = close[0] if close else ""
@@ -59,7 +61,8 @@ def reference(written: str, stated: str | None = None) -> tuple[str, str]:
 
     Docker references lose ``docker://``, ``docker.io/`` and ``library/`` and gain
     ``:latest`` where they name neither tag nor digest; a tag beside a digest is
-    dropped, since the digest alone decides. Paths lose doubled slashes.
+    dropped, since the digest alone decides. Paths lose doubled slashes. What
+    ``debootstrap`` takes is the name of a Debian or Ubuntu release (``bookworm``).
 
     :param stated: the agent given by ``base_image_type``
     :raises Refusal: anything that the agent could not fetch, or does not mean what
@@ -75,6 +78,10 @@ def reference(written: str, stated: str | None = None) -> tuple[str, str]:
         return chosen, _local(chosen, rest)
     if chosen == "library":
         return chosen, _library(rest)
+    if chosen == "debootstrap":
+        if not _SUITE.fullmatch(rest):
+            raise Refusal("is not the name of a release", "such as bookworm")
+        return chosen, rest
     return chosen, _registry(chosen, rest)
 
 

@@ -18,8 +18,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
-from globus_compute_apptainer.spec import base, binds, fields
+from globus_compute_apptainer.spec import base, binds, fields, sources
 from globus_compute_apptainer.spec.apt import package
+from globus_compute_apptainer.spec.conda import (
+    Conda,
+    Environment,
+    environment,
+    merged,
+    wanted_python,
+)
 from globus_compute_apptainer.spec.items import (
     checked,
     package_lines,
@@ -51,6 +58,10 @@ class ImageSpec:
     :param pip: PEP 508 requirements in normal form, sorted
     :param apt: Debian packages, sorted
     :param post: shell lines, in order
+    :param conda: None where no conda packages are wanted
+    :param payload: URL of an archive, or ``git+URL#ref``, in normal form
+    :param files: ``(name, text)`` of files that are put at ``/payload``, sorted
+    :param build_env: ``(name, value)`` of the build, sorted by name
     """
 
     base_image: str
@@ -59,6 +70,10 @@ class ImageSpec:
     pip: tuple[str, ...] = ()
     apt: tuple[str, ...] = ()
     post: tuple[str, ...] = ()
+    conda: Conda | None = None
+    payload: str | None = None
+    files: tuple[tuple[str, str], ...] = ()
+    build_env: tuple[tuple[str, str], ...] = ()
 
     def canonical(self) -> bytes:
         """The one encoding of this image: ASCII JSON, keys sorted, unset ones left out.
@@ -73,6 +88,10 @@ class ImageSpec:
             "pip": self.pip,
             "apt": self.apt,
             "post": self.post,
+            "conda": self.conda and self.conda.canonical(),
+            "payload": self.payload,
+            "files": self.files,
+            "build_env": self.build_env,
         }
         kept = {name: value for name, value in given.items() if value}
         return json.dumps(kept, sort_keys=True, separators=(",", ":")).encode("ascii")
@@ -101,6 +120,8 @@ class ContainerSpec:
     """What the user asked for, valid and in normal form.
 
     :param base_image: None where the endpoint's default base is meant; so ``agent``
+    :param refresh: seconds after which the image is resolved and made anew; None:
+        never. Not part of the image's identity
     :param labels: ``(name, text)`` sorted by name
     :param notes: sentences for the log, on fields that were accepted and ignored
     """
@@ -111,6 +132,11 @@ class ContainerSpec:
     pip: tuple[str, ...] = ()
     apt: tuple[str, ...] = ()
     post: tuple[str, ...] = ()
+    conda: Conda | None = None
+    payload: str | None = None
+    files: tuple[tuple[str, str], ...] = ()
+    build_env: tuple[tuple[str, str], ...] = ()
+    refresh: float | None = None
     run_spec: RunSpec = RunSpec()
     name: str = ""
     description: str = ""
@@ -134,7 +160,18 @@ class ContainerSpec:
                 written = default_base.replace("{python}", wanted)
             with blame("default_base", written):
                 agent, ref = base.reference(written)
-        return ImageSpec(ref, agent, wanted, self.pip, self.apt, self.post)
+        return ImageSpec(
+            ref,
+            agent,
+            wanted,
+            self.pip,
+            self.apt,
+            self.post,
+            self.conda,
+            self.payload,
+            self.files,
+            self.build_env,
+        )
 
 
 def parse(raw: object) -> ContainerSpec:
@@ -148,13 +185,26 @@ def parse(raw: object) -> ContainerSpec:
     """
     given, notes = resolve(plain(raw))
     agent, ref = _base(given)
+    payload = _field(given, "payload_url", sources.payload_url, None)
+    brought = _files(given, payload=payload is not None)
+    asked = brought.asked
+    conda = _field(given, "conda", environment, Environment())
+    conda = merged(conda, Environment(asked.conda, asked.pip))
+    none: tuple[str, ...] = ()
+    pip = _field(given, "pip", _pip, none)
+    apt = _field(given, "apt", _apt, none)
     spec = ContainerSpec(
         base_image=ref,
         agent=agent,
-        python=_field(given, "python", fields.python, None),
-        pip=_field(given, "pip", _pip, ()),
-        apt=_field(given, "apt", _apt, ()),
+        python=_python(given, conda, asked.python),
+        pip=tuple(sorted({*pip, *conda.pip})),
+        apt=tuple(sorted({*apt, *asked.apt})),
         post=_field(given, "post", fields.post, ()),
+        conda=conda.conda,
+        payload=payload,
+        files=brought.kept,
+        build_env=_field(given, "build_env", sources.build_env, ()),
+        refresh=_field(given, "refresh", sources.refresh, None),
         run_spec=RunSpec(
             gpu=_field(given, "gpu", fields.gpu, None),
             binds=_field(given, "binds", binds.binds, ()),
@@ -163,7 +213,7 @@ def parse(raw: object) -> ContainerSpec:
         name=_field(given, "name", fields.note, ""),
         description=_field(given, "description", _description, ""),
         labels=_field(given, "labels", fields.labels, ()),
-        notes=notes,
+        notes=(*notes, *asked.notes),
     )
     _check_not_empty(spec)
     return spec
@@ -190,6 +240,24 @@ def _base(given: dict[str, Given]) -> tuple[str | None, str | None]:
         return base.reference(text(value), stated)
 
 
+def _files(given: dict[str, Given], *, payload: bool) -> sources.Brought:
+    if "files" not in given:
+        return sources.Brought()
+    return sources.files(*given["files"], payload=payload)
+
+
+def _python(
+    given: dict[str, Given], conda: Environment, of_files: str | None
+) -> str | None:
+    """The one version that all who name one agree on."""
+    wanted = _field(given, "python", fields.python, None)
+    for name, found in (("conda", conda.python), ("files", of_files)):
+        if found:
+            label = given[name if name in given else "files"].label
+            wanted = wanted_python(wanted, Environment(python=found), label)
+    return wanted
+
+
 def _pip(field: str, value: Json) -> tuple[str, ...]:
     return checked(field, value, requirement_lines, requirement)
 
@@ -203,8 +271,9 @@ def _description(field: str, value: Json) -> str:
 
 
 def _check_not_empty(spec: ContainerSpec) -> None:
-    image = (spec.base_image, spec.python, spec.pip, spec.apt, spec.post)
-    if any(image) or spec.run_spec != RunSpec():
+    image = (spec.base_image, spec.python, spec.pip, spec.apt, spec.post, spec.conda)
+    brought = (spec.payload, spec.files, spec.build_env, spec.refresh)
+    if any(image) or any(brought) or spec.run_spec != RunSpec():
         return
     hint = 'say what the image needs, as in {"pip": ["pandas"]}'
     raise Refusal("asks for nothing", hint, code="spec-empty").at("", "")

@@ -13,11 +13,16 @@ FIELDS = (
     "base_image_type",
     "python",
     "pip",
+    "conda",
     "apt",
+    "payload_url",
+    "files",
     "post",
     "env",
+    "build_env",
     "gpu",
     "binds",
+    "refresh",
     "name",
     "description",
     "labels",
@@ -40,12 +45,7 @@ IGNORED = {
 
 #: Fields that a later version brings, and what to do today.
 LATER = {
-    "conda": "use pip packages, or a base_image that has the conda packages",
-    "payload_url": "install the code with pip, or send it with the function",
-    "files": "write the contents into pip and apt",
-    "build_env": "set the variable in a line of post",
     "preload": "leave it out",
-    "refresh": "pin versions and change the pins, or use another tag",
 }
 
 _SYNONYMS = {
@@ -54,6 +54,9 @@ _SYNONYMS = {
     "bootstrap": "base_image_type",
     "packages": "pip",
     "requirements": "pip",
+    "payload": "payload_url",
+    "repository": "payload_url",
+    "repo": "payload_url",
     "dependencies": "pip",
     "environment": "env",
     "mounts": "binds",

@@ -17,6 +17,9 @@ from globus_compute_apptainer.spec.binds import inside
 from globus_compute_apptainer.spec.model import ImageSpec, RunSpec
 from globus_compute_apptainer.spec.refusal import show
 
+#: Files that run as code of their own at the end of a build.
+SCRIPTS = ("postBuild", "install.R")
+
 # Library references name a digest by a tag of this form.
 _LIBRARY_DIGEST = re.compile(r":sha256\.[0-9a-f]{64}\Z")
 
@@ -31,6 +34,10 @@ class Policy:
         by ``docker://python@*``, since a tag beside it is dropped
     :param allow_post: whether shell lines may run at the end of a build
     :param allow_apt: whether Debian packages may be installed
+    :param conda_channels: globs on the conda channels that specs may name: names
+        (``conda-forge``, ``bioconda``) or URLs. The endpoint's own are always allowed
+    :param payload_urls: globs on the URLs of payloads in normal form, without what
+        stands after ``#``: ``https://…`` for archives, ``git+https://…`` for git
     :param binds: directories of the host that tasks may bind, with all below them
     :param allow_gpu: whether tasks may ask for a GPU's driver libraries
     :param require_digest: whether images from registries need ``@sha256:…``
@@ -45,6 +52,8 @@ class Policy:
     allow_gpu: bool = True
     require_digest: bool = False
     local_images: tuple[str, ...] = ()
+    conda_channels: tuple[str, ...] = ("*",)
+    payload_urls: tuple[str, ...] = ("https://*", "git+https://*")
 
 
 def check(
@@ -60,6 +69,9 @@ def check(
         _check_base(image, policy)
         _check_digest(image, policy)
     _check_steps(image, policy)
+    _check_channels(image, policy)
+    if image.payload:
+        check_payload(image.payload, policy)
     _check_run(run, policy)
 
 
@@ -97,6 +109,27 @@ def _check_steps(image: ImageSpec, policy: Policy) -> None:
     if image.post and not policy.allow_post:
         hint = "use pip and apt, or a base_image made with these lines"
         raise _denied("post", image.post[0], "shell lines", hint)
+    scripts = [name for name, _ in image.files if name in SCRIPTS]
+    if scripts and not policy.allow_post:
+        hint = "use pip, apt and conda, or a base_image made with this script"
+        raise _denied(f"files.{scripts[0]}", scripts[0], "scripts of a build", hint)
+
+
+def check_payload(url: str, policy: Policy, field: str = "payload_url") -> None:
+    """:raises PolicyError: no payload may come from this URL, in normal form"""
+    place = url.partition("#")[0]
+    if not any(fnmatch.fnmatchcase(place, glob) for glob in policy.payload_urls):
+        hint = _list("payloads", policy.payload_urls)
+        raise _denied(field, place, "payloads from this URL", hint)
+
+
+def _check_channels(image: ImageSpec, policy: Policy) -> None:
+    for channel in image.conda.named_channels if image.conda else ():
+        if not any(
+            fnmatch.fnmatchcase(channel, glob) for glob in policy.conda_channels
+        ):
+            hint = _list("conda channels", policy.conda_channels)
+            raise _denied("conda", channel, "this channel", hint)
 
 
 def _check_run(run: RunSpec, policy: Policy) -> None:

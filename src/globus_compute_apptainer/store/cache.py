@@ -5,18 +5,24 @@ only. Content addressed, in a versioned directory::
 
     ROOT/
       CACHEDIR.TAG
-      v1/
-        images/sha256/ab/ab12…/   image.sif, manifest.json (of its first spec)
+      v2/
+        images/sha256/ab/ab12…/   image.sif, manifest.json (of its first spec),
+                                  bytecode.sqfs once it is there
         index/linux-amd64/cd/cd34….json   spec digest → manifest of its image
+        bases/, layers/           what images are made of, see :mod:`.shelf`
+        tags/                     what names were last resolved to
+        packages/                 caches of uv and rattler
         locks/cd34….lock          held while that spec's image is made
         logs/cd/cd34…/            one file per build
         tmp/                      what is being written; renamed when whole
 
+A directory of another version beside it is left alone.
+
 Guarantees:
 
-- *Whole or absent.* An image is copied, synced, read back and only then renamed to
+- *Whole or absent.* An image is synced, read for its digest and only then renamed to
   its place; the index entry follows. A crash at any point leaves the old state, and
-  litter in ``tmp`` that :meth:`Store.prepare` removes after a day.
+  litter in ``tmp`` that the next :meth:`Store.prepare` on this machine removes.
 - *Nothing damaged is handed out knowingly.* An image whose size is wrong counts as
   absent, and publishing replaces it. Flipped bits inside are not noticed.
 - Publishing the same image twice, also at once from several processes, gives one
@@ -43,6 +49,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from globus_compute_apptainer.errors import StoreError
+from globus_compute_apptainer.owners import of_the_dead, owned_name
 from globus_compute_apptainer.store import files, locks
 from globus_compute_apptainer.store.manifest import Manifest, platform_name
 
@@ -53,6 +60,8 @@ if TYPE_CHECKING:
 
 IMAGE: Final = "image.sif"
 MANIFEST: Final = "manifest.json"
+BYTECODE: Final = "bytecode.sqfs"
+VERSION: Final = "v2"
 MIN_FREE_BYTES: Final = 64 * 1024**2
 """Below this :meth:`Store.prepare` reports a full disk before anything is built."""
 
@@ -77,6 +86,12 @@ class StoredImage:
     path: Path
     manifest: Manifest
 
+    @property
+    def bytecode(self) -> Path | None:
+        """The layer of compiled Python beside it, if it is there by now."""
+        path = self.path.with_name(BYTECODE)
+        return path if path.exists() else None
+
 
 class Store:
     """The cache under ``root``. Making one touches nothing on disk.
@@ -87,7 +102,7 @@ class Store:
 
     def __init__(self, root: Path, platform: str | None = None) -> None:
         self._root = root
-        top = root / "v1"
+        self._top = top = root / VERSION
         self._images, self._locks = top / "images/sha256", top / "locks"
         self._logs, self._tmp = top / "logs", top / "tmp"
         name = (platform or platform_name()).replace("/", "-")
@@ -98,6 +113,11 @@ class Store:
     @property
     def root(self) -> Path:
         return self._root
+
+    @property
+    def top(self) -> Path:
+        """The versioned directory, for what else is kept there."""
+        return self._top
 
     def prepare(self) -> None:
         """Make the directories, and see that images can be written.
@@ -112,7 +132,7 @@ class Store:
             tag = self._root / "CACHEDIR.TAG"
             if not tag.exists():
                 files.replace_durably(tag, _TAG, self._tmp)
-            probe = self._tmp / files.unique("probe")
+            probe = self._tmp / owned_name("probe")
             probe.touch()
             probe.unlink()
             room = os.statvfs(self._tmp)
@@ -148,39 +168,72 @@ class Store:
         self._known[spec_digest] = (state, found)
         return found
 
-    def publish(
-        self, sif: Path, manifest: Manifest, *, cancel: threading.Event | None = None
-    ) -> StoredImage:
-        """Take a finished image into the cache; the file ``sif`` stays.
+    @contextlib.contextmanager
+    def workspace(self) -> Iterator[Path]:
+        """A private empty directory for an image in the making; removed at the end
+        unless :meth:`publish` took it."""
+        with files.translated(self._root):
+            self._tmp.mkdir(parents=True, exist_ok=True)
+            work = self._tmp / owned_name("image")
+            work.mkdir()
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
+    def publish(
+        self,
+        sif: Path,
+        manifest: Manifest,
+        *,
+        sealed: files.Sealed | None = None,
+        cancel: threading.Event | None = None,
+    ) -> StoredImage:
+        """Take a finished image into the cache.
+
+        :param sif: in a :meth:`workspace` it is moved, elsewhere it is copied
         :param manifest: ``image_digest`` and ``size`` are filled in here
-        :param cancel: ends the copying once set
+        :param sealed: what :func:`.files.seal` said of the file, if it was asked
+        :param cancel: ends copying and reading once set
         :raises StoreError: it cannot be written, or was ended (``build-cancelled``);
             nothing is left then
         """
-        entry = self._entry(manifest.spec_digest)
+        if sif.parent.parent != self._tmp:
+            with self.workspace() as work, files.translated(self._root):
+                sealed = files.Sealed(*files.copy_durably(sif, work / IMAGE, cancel))
+                return self._take(work, manifest, sealed)
         with files.translated(self._root):
-            for folder in (self._tmp, entry.parent):
-                folder.mkdir(parents=True, exist_ok=True)
-            previous = self._read(entry)
-            work = self._tmp / files.unique("image")
-            try:
-                work.mkdir()
-                size, digest = files.copy_durably(sif, work / IMAGE, cancel)
-                manifest = dataclasses.replace(
-                    manifest, image_digest=f"sha256:{digest}", size=size
-                )
-                files.write_durably(work / MANIFEST, manifest.to_json())
-                files.sync_folder(work)
-                path = self._put(work, digest, size)
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
-            files.replace_durably(entry, manifest.to_json(), self._tmp)
-            if previous is not None and not _has_size(previous):
-                self._discard(previous.path.parent)
-            stored = StoredImage(path, manifest)
-            self._known[manifest.spec_digest] = (_state(entry), stored)
+            return self._take(sif.parent, manifest, sealed or files.seal(sif, cancel))
+
+    def _take(self, work: Path, manifest: Manifest, image: files.Sealed) -> StoredImage:
+        entry = self._entry(manifest.spec_digest)
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        previous = self._read(entry)
+        manifest = dataclasses.replace(
+            manifest, image_digest=f"sha256:{image.sha256}", size=image.size
+        )
+        files.write_durably(work / MANIFEST, manifest.to_json())
+        files.sync_folder(work)
+        path = self._put(work, image.sha256, image.size)
+        files.replace_durably(entry, manifest.to_json(), self._tmp)
+        if previous is not None and not _has_size(previous):
+            self._discard(previous.path.parent)
+        stored = StoredImage(path, manifest)
+        self._known[manifest.spec_digest] = (_state(entry), stored)
         return stored
+
+    def attach(self, image: StoredImage, bytecode: Path) -> None:
+        """Put a layer of compiled Python beside an image, whole; the first one stays.
+
+        :param bytecode: a file in a :meth:`workspace`
+        :raises StoreError: it cannot be written
+        """
+        place = image.path.with_name(BYTECODE)
+        with files.translated(self._root):
+            files.sync_file(bytecode)
+            if not place.exists():
+                bytecode.rename(place)
+                files.sync_folder(place.parent)
 
     def lock(
         self, spec_digest: str, *, cancel: threading.Event, timeout: float = math.inf
@@ -236,7 +289,7 @@ class Store:
 
     def _discard(self, folder: Path) -> None:
         """Take a directory out of sight at once, then delete it."""
-        aside = self._tmp / files.unique("removed")
+        aside = self._tmp / owned_name("removed")
         self._tmp.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             folder.rename(aside)
@@ -264,17 +317,24 @@ class Store:
         return self._index / name[:2] / f"{name}.json"
 
     def _sweep(self) -> None:
-        """Remove what writers that died more than a day ago left behind."""
+        """Remove what dead writers of this machine left behind, and, since of other
+        machines nothing can be known, whatever is more than a day old."""
+        for path in of_the_dead(self._tmp):
+            _delete(path)
         oldest = time.time() - LITTER_SECONDS
         with contextlib.suppress(OSError):
             for path in self._tmp.iterdir():
                 with contextlib.suppress(OSError):
-                    if path.lstat().st_mtime > oldest:
-                        continue
-                    if path.is_dir() and not path.is_symlink():
-                        shutil.rmtree(path, ignore_errors=True)
-                    else:
-                        path.unlink()
+                    if path.lstat().st_mtime <= oldest:
+                        _delete(path)
+
+
+def _delete(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def _hex(digest: str) -> str:

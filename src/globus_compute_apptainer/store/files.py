@@ -11,10 +11,11 @@ import contextlib
 import errno
 import hashlib
 import os
-import secrets
+from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Final
 
 from globus_compute_apptainer.errors import StoreError
+from globus_compute_apptainer.owners import owned_name
 
 if TYPE_CHECKING:
     import threading
@@ -53,6 +54,26 @@ def store_error(error: OSError, path: Path) -> StoreError:
     return StoreError(
         f"the image cache cannot be used: {reason}", hint=hint, path=where
     )
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A file that is on disk: its size in bytes and its SHA-256 in hex."""
+
+    size: int
+    sha256: str
+
+
+def seal(path: Path, cancel: threading.Event | None = None) -> Sealed:
+    """Have a file's content on disk, and read it for its digest.
+
+    :param cancel: ends it once set
+    :raises OSError: it cannot be read
+    :raises StoreError: it was ended (``build-cancelled``)
+    """
+    sync_file(path)
+    digest = sha256(path, cancel)
+    return Sealed(path.stat().st_size, digest)
 
 
 def copy_durably(
@@ -116,7 +137,7 @@ def replace_durably(path: Path, text: str, tmp: Path) -> None:
 
     :param tmp: a directory on the same file system
     """
-    new = tmp / unique(path.name)
+    new = tmp / owned_name(path.name)
     try:
         write_durably(new, text)
         new.replace(path)
@@ -125,6 +146,15 @@ def replace_durably(path: Path, text: str, tmp: Path) -> None:
             new.unlink()
         raise
     sync_folder(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Have a file's content on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(path: Path) -> None:
@@ -137,8 +167,3 @@ def sync_folder(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def unique(name: str) -> str:
-    """A file name that nobody else chooses."""
-    return f"{name}.{os.getpid()}.{secrets.token_hex(8)}"

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from globus_compute_apptainer.errors import StoreError
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 _ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64le"}
 
 
@@ -28,6 +28,11 @@ class Manifest:
     :param spec: the canonical spec
     :param base: reference of the base image, ``agent://…``
     :param base_digest: what the reference was resolved to, None if not known
+    :param strategy: ``layered``, or ``flat`` for the reason given in ``reason``
+    :param layers: over the base, lowest first: ``kind``, ``key`` and ``size`` each
+    :param markers: files inside that prove that the layers are there
+    :param start: program inside that every task's process is started through
+    :param lock: everything that the image was made from, see :mod:`..build.lock`
     :param python: absolute path inside, None in an image without Python
     :param python_version: such as ``3.11.2``
     :param os: the distribution's own name for itself
@@ -57,6 +62,12 @@ class Manifest:
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
     log: str = ""
     name: str = ""
+    strategy: str = "layered"
+    reason: str = ""
+    layers: tuple[Mapping[str, Any], ...] = ()
+    markers: tuple[str, ...] = ()
+    start: str | None = None
+    lock: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -84,9 +95,11 @@ class Manifest:
         for name, kinds in _KINDS.items():
             if not isinstance(raw[name], kinds) or isinstance(raw[name], bool):
                 raise _invalid(f"{name} is {raw[name]!r:.60}")
-        if not all(isinstance(package, str) for package in raw["packages"]):
-            raise _invalid("packages")
-        return cls(**{**raw, "packages": tuple(raw["packages"])})
+        for name, kind in _LISTS.items():
+            if not all(isinstance(item, kind) for item in raw[name]):
+                raise _invalid(name)
+            raw[name] = tuple(raw[name])
+        return cls(**raw)
 
 
 _TEXT: Final = (str,)
@@ -110,7 +123,14 @@ _KINDS: Final[Mapping[str, tuple[type, ...]]] = {
     "stage_seconds": (dict,),
     "log": _TEXT,
     "name": _TEXT,
+    "strategy": _TEXT,
+    "reason": _TEXT,
+    "layers": (list,),
+    "markers": (list,),
+    "start": _TEXT_OR_NONE,
+    "lock": (dict,),
 }
+_LISTS: Final = {"packages": str, "layers": dict, "markers": str}
 
 
 def platform_name() -> str:

@@ -26,6 +26,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from globus_compute_apptainer.errors import TaskError
 from globus_compute_apptainer.worker import agent
+from globus_compute_apptainer.worker.launch import LAYER_MISSING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -324,6 +325,15 @@ def _not_started(
     message: str, *, ended: str = "", tail: tuple[str, ...] = ()
 ) -> TaskError:
     text = "\n".join(tail)
+    if LAYER_MISSING in text:
+        return TaskError(
+            "this node shows the image without the layers that were put over its base",
+            hint="its admin can allow overlays (`enable overlay` in apptainer.conf, "
+            "or fuse-overlayfs), or set `build.strategy: flat` for the endpoint",
+            code="overlay-unavailable",
+            ended=ended,
+            tail=tail,
+        )
     hints = [h for signs, h in _KNOWN_CAUSES if any(sign in text for sign in signs)]
     return TaskError(
         message,

@@ -29,6 +29,20 @@ if TYPE_CHECKING:
 INSIDE: Final = "/.gca"
 BOUND_PACKAGES: Final = ("globus_compute_sdk", "dill")
 
+LAYER_MISSING: Final = "gc-apptainer: a layer of the image is missing: "
+
+# $1: how many files must be there; then these; then the program to become.
+_CHECK: Final = rf"""
+count=$1
+shift
+while [ "$count" -gt 0 ]; do
+    [ -e "$1" ] || {{ echo "{LAYER_MISSING}$1" >&2; exit 78; }}
+    shift
+    count=$((count - 1))
+done
+exec "$@"
+"""
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -54,12 +68,13 @@ def launch(order: ContainerOrder, run_dir: str) -> Launch:
     argv = apptainer.exec_argv(
         order.image,
         [
+            *_checked(order),
             *(python, "-s", f"{INSIDE}/agent.py"),
             *(f"{INSIDE}/library", sdk_version, agent.mount_namespace()),
         ],
         binds=[*_own_binds(), bind(run_dir), *order.binds],
         gpu=order.gpu,
-        options=order.options,
+        options=[*_bytecode(order), *order.options],
         cwd=run_dir,
     )
     inside = {**dict(order.env), "PYTHONNOUSERSITE": "1"}
@@ -76,6 +91,25 @@ def _python(order: ContainerOrder) -> str:
             code="no-python",
         )
     return order.python
+
+
+def _checked(order: ContainerOrder) -> list[str]:
+    """What to start the agent through: a look for the layers, and ``start``.
+
+    Apptainer starts the bare base without a word where it cannot show layers.
+    """
+    start = [order.start] if order.start else []
+    if not order.markers:
+        return start
+    number = str(len(order.markers))
+    return ["/bin/sh", "-c", _CHECK, "sh", number, *order.markers, *start]
+
+
+def _bytecode(order: ContainerOrder) -> list[str]:
+    """The layer of compiled Python, if it is still there: it is only for speed."""
+    if order.bytecode is None or not Path(order.bytecode).exists():
+        return []
+    return ["--overlay", f"{order.bytecode}:ro"]
 
 
 def _check_image(order: ContainerOrder) -> None:

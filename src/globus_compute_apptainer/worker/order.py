@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+
+_LISTS: Final = ("binds", "markers", "options")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class ContainerOrder:
     :param cache: where the image came from: ``hit``, ``built`` or ``shared``
     :param build_seconds: what building it took, whoever waited for it
     :param apptainer_version: of the Apptainer that built it
+    :param markers: files inside that prove that the image's layers are there
+    :param start: program inside that the container's process is started through
+    :param bytecode: path of a further layer, of compiled Python
     :param python: absolute path of the Python inside; None if it has none
     :param python_version: such as ``3.11.2``
     :param gpu: ``nvidia`` or ``rocm``: run with the host's driver libraries
@@ -50,6 +55,9 @@ class ContainerOrder:
     apptainer_version: str
     python: str | None
     python_version: str | None
+    markers: tuple[str, ...] = ()
+    start: str | None = None
+    bytecode: str | None = None
     gpu: str | None = None
     binds: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
@@ -61,7 +69,10 @@ class ContainerOrder:
     @property
     def run_key(self) -> Hashable:
         """Two orders with the same key may share a warm container."""
-        return (self.image, self.gpu, self.binds, self.env, self.options)
+        return (
+            *(self.image, self.bytecode),
+            *(self.gpu, self.binds, self.env, self.options),
+        )
 
     def summary(self) -> dict[str, Any]:
         """What the result says about the container, as ``details["container"]``."""
@@ -77,7 +88,7 @@ class ContainerOrder:
     def to_wire(self) -> dict[str, Any]:
         """Plain data for Parsl to carry; see :meth:`from_wire`."""
         fields = dataclasses.asdict(self)
-        for name in ("binds", "options"):
+        for name in _LISTS:
             fields[name] = list(fields[name])
         return {**fields, "env": [list(pair) for pair in self.env], "format": FORMAT}
 
@@ -97,8 +108,7 @@ class ContainerOrder:
             return cls(
                 **{
                     **fields,
-                    "binds": tuple(fields.get("binds", ())),
-                    "options": tuple(fields.get("options", ())),
+                    **{name: tuple(fields.get(name, ())) for name in _LISTS},
                     "env": tuple(
                         (name, value) for name, value in fields.get("env", ())
                     ),

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from globus_compute_apptainer import events
 from globus_compute_apptainer.build.apptainer import Apptainer, run
-from globus_compute_apptainer.build.builder import Builder, Built
+from globus_compute_apptainer.build.job import Job
+from globus_compute_apptainer.build.order import Built, Order, Place, Shelves
 from globus_compute_apptainer.build.scratch import private_scratch
 from globus_compute_apptainer.build.site import SiteAccess
+from globus_compute_apptainer.build.transcript import Transcript
 from globus_compute_apptainer.config import BuildConfig
 from globus_compute_apptainer.errors import BuildError
 from globus_compute_apptainer.spec.model import ImageSpec
+from globus_compute_apptainer.spec.policy import Policy
+from globus_compute_apptainer.store.shelf import Shelf
 
 
 @dataclass
@@ -40,29 +48,48 @@ class Workshop:
         fields = {"http_registries": (self.registry,), "timeout": 300.0, **changes}
         return BuildConfig(**fields)
 
-    def build(self, base: str = "python:3.11-slim", *, config=None, **spec) -> Built:
-        """The image is moved out of the scratch directory, to ``folder``."""
+    @property
+    def image(self) -> Path:
+        """The image built last."""
+        return self.folder / "image.sif"
+
+    @property
+    def shelves(self) -> Shelves:
+        top = self.folder / "cache"
+        return Shelves(
+            Shelf(top, "bases"), Shelf(top, "layers"), top / "tags", top / "packages"
+        )
+
+    def build(
+        self, base: str = "python:3.11-slim", *, config=None, policy=None, **spec
+    ) -> Built:
         image = ImageSpec(
             f"{self.registry}/{base}", spec.pop("agent", "docker"), **spec
         )
-        return self.build_spec(image, config)
+        return self.build_spec(image, config, policy=policy)
 
-    def build_spec(self, image: ImageSpec, config=None) -> Built:
+    def build_spec(
+        self,
+        image: ImageSpec,
+        config: BuildConfig | None = None,
+        *,
+        policy: Policy | None = None,
+        **how: Any,
+    ) -> Built:
+        # Here, so that tests of its parts do not need all of them.
+        from globus_compute_apptainer.build.builder import Builder
+
         settings = config or self.config()
         site = SiteAccess.from_host(self.environ, settings)
-        builder = Builder(self.apptainer, settings, site)
+        builder = Builder(self.apptainer, settings, site, self.shelves)
+        self.image.unlink(missing_ok=True)
         with private_scratch(settings) as scratch:
-            built = builder.build(
-                image,
-                scratch=scratch,
-                log=self.log,
+            return builder.build(
+                Order(image, policy, **how),
+                Place(scratch, self.image, self.log),
                 sink=self.sink or self.told.append,
                 cancel=self.cancel,
             )
-            left = sorted(path.name for path in scratch.iterdir())
-            assert left == ["image.def", "image.sif"]
-            (self.folder / "image.sif").write_bytes(built.sif.read_bytes())
-        return built
 
     def error(self, base: str = "python:3.11-slim", **spec) -> BuildError:
         with pytest.raises(BuildError) as caught:
@@ -87,3 +114,72 @@ class Workshop:
 @pytest.fixture
 def workshop(apptainer: Apptainer, registry: str, tmp_path: Path) -> Iterator[Workshop]:
     yield Workshop(apptainer, registry, tmp_path)
+
+
+MakeJob = Callable[..., Job]
+STAGES = "resolve pull payload apt conda pip post pack probe".split()
+
+
+@pytest.fixture
+def told() -> list[events.Event]:
+    """What the jobs of a test told."""
+    return []
+
+
+@pytest.fixture
+def make_job(
+    apptainer: Apptainer, registry: str, tmp_path: Path, told: list[events.Event]
+) -> Iterator[MakeJob]:
+    """``make_job(ImageSpec(f"{registry}/python:3.11-slim", "docker"), **fields)``.
+
+    Scratch is ``tmp_path/scratch``, the log ``tmp_path/log``, the site as this host
+    has it; the events are in the fixture ``told``. ``fields`` are those of Job.
+    """
+    log = (tmp_path / "log").open("a", encoding="utf-8")
+
+    def make(image: ImageSpec | None = None, **changes: Any) -> Job:
+        image = image or ImageSpec(f"{registry}/python:3.11-slim", "docker")
+        scratch = changes.setdefault("scratch", tmp_path / "scratch")
+        scratch.mkdir(parents=True, exist_ok=True)
+        default = BuildConfig(http_registries=(registry,), timeout=300.0)
+        config = changes.setdefault("config", default)
+        site = changes.setdefault("site", SiteAccess.from_host(os.environ, config))
+        transcript = Transcript(
+            log,
+            digest=image.digest,
+            stages=STAGES,
+            sink=told.append,
+            redact=site.redact,
+        )
+        fields: dict[str, Any] = {
+            "apptainer": apptainer,
+            "log": tmp_path / "log",
+            "transcript": transcript,
+            "cancel": threading.Event(),
+            "deadline": time.monotonic() + config.timeout,
+        }
+        return Job(image=image, **{**fields, **changes})
+
+    with log:
+        yield make
+
+
+@pytest.fixture
+def configured(apptainer: Apptainer, tmp_path: Path) -> Callable[..., Apptainer]:
+    """``configured(enable_overlay="no")``: an Apptainer with that in its settings."""
+    asked = [apptainer.path, "buildcfg", "APPTAINER_CONF_FILE"]
+    answer = subprocess.run(asked, capture_output=True, text=True, check=True)
+    shipped = Path(answer.stdout.strip()).read_text()
+
+    def configure(**settings: str) -> Apptainer:
+        changed = shipped
+        for name, value in settings.items():
+            name = name.replace("_", " ")
+            changed = re.sub(rf"(?m)^#? ?{name} =.*$", f"{name} = {value}", changed)
+        config, program = tmp_path / "apptainer.conf", tmp_path / "apptainer"
+        config.write_text(changed)
+        program.write_text(f'#!/bin/sh\nexec {apptainer.path} -c {config} "$@"\n')
+        program.chmod(0o755)
+        return Apptainer.find(str(program))
+
+    return configure

@@ -16,6 +16,7 @@ import pytest
 from globus_compute_apptainer import events
 from globus_compute_apptainer.build.scratch import private_scratch
 from globus_compute_apptainer.config import BuildConfig
+from globus_compute_apptainer.store.cache import Store
 
 pytestmark = pytest.mark.apptainer
 
@@ -86,22 +87,15 @@ def test_cancel_leaves_no_process(workshop, mark, sleepers):
 
 
 BUILD_AND_SAY_SO = """\
-import os, sys, threading
-from pathlib import Path
-from globus_compute_apptainer.build.apptainer import Apptainer
-from globus_compute_apptainer.build.builder import Builder
-from globus_compute_apptainer.build.scratch import private_scratch
-from globus_compute_apptainer.build.site import SiteAccess
-from globus_compute_apptainer.config import BuildConfig
+import os, sys
+from globus_compute_apptainer.config import ContainersConfig
+from globus_compute_apptainer.images import open_service
 from globus_compute_apptainer.spec.model import ImageSpec
-registry, scratch, log, *post = sys.argv[1:]
-config = BuildConfig(http_registries=(registry,), tmp_dir=Path(scratch))
-site = SiteAccess.from_host(os.environ, config)
+registry, cache, scratch, *post = sys.argv[1:]
+build = {"http_registries": [registry], "tmp_dir": scratch}
+config = ContainersConfig.parse({"cache_dir": cache, "build": build})
 image = ImageSpec(f"{registry}/python:3.11-slim", "docker", post=tuple(post))
-with private_scratch(config) as folder:
-    Builder(Apptainer.find(), config, site).build(
-        image, scratch=folder, log=Path(log), sink=lambda event: None,
-        cancel=threading.Event())
+open_service(config, os.environ).request(image).result()
 """
 
 
@@ -109,9 +103,10 @@ def test_what_sigkill_leaves_is_swept(workshop, registry, tmp_path, mark, sleepe
     """Also files of sub-ids, which a user cannot remove as such."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    argv = [sys.executable, "-c", BUILD_AND_SAY_SO, registry, str(scratch)]
+    cache = tmp_path / "cache"
+    argv = [sys.executable, "-c", BUILD_AND_SAY_SO, registry, str(cache), str(scratch)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    builder = subprocess.Popen([*argv, str(workshop.log), *sleepers], env=env)
+    builder = subprocess.Popen([*argv, *sleepers], env=env)
     try:
         wait_for(lambda: len(running(f"sleep\0{mark}")) >= 3)
     finally:
@@ -129,3 +124,5 @@ def test_what_sigkill_leaves_is_swept(workshop, registry, tmp_path, mark, sleepe
     with private_scratch(BuildConfig(tmp_dir=scratch)) as fresh:
         assert list(scratch.iterdir()) == [fresh]
     assert list(scratch.iterdir()) == []
+    Store(cache).prepare()
+    assert list((cache / "v2/tmp").iterdir()) == []

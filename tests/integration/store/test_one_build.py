@@ -14,35 +14,32 @@ pytestmark = pytest.mark.apptainer
 
 GET = """\
 import json, os, sys
-from pathlib import Path
-from globus_compute_apptainer.build.apptainer import Apptainer
-from globus_compute_apptainer.build.builder import Builder
-from globus_compute_apptainer.build.site import SiteAccess
-from globus_compute_apptainer.config import BuildConfig
-from globus_compute_apptainer.images import ImageService
+from globus_compute_apptainer.config import ContainersConfig
+from globus_compute_apptainer.images import open_service
 from globus_compute_apptainer.spec.model import ImageSpec
-from globus_compute_apptainer.store.cache import Store
 
-registry, root = sys.argv[1:]
-config = BuildConfig(http_registries=(registry,))
-image = ImageSpec(f"{registry}/python:3.11-slim", "docker", post=("echo x >/x",))
-builder = Builder(Apptainer.find(), config, SiteAccess.from_host(os.environ, config))
-service = ImageService(Store(Path(root)), lambda: builder, config)
+registry, root, *pip = sys.argv[1:]
+build = {"http_registries": [registry]}
+config = ContainersConfig.parse({"cache_dir": root, "build": build})
+image = ImageSpec(f"{registry}/python:3.11-slim", "docker", pip=tuple(pip))
+service = open_service(config, os.environ)
 print("ready", flush=True)
 sys.stdin.read()
 ready = service.request(image).result()
-print(json.dumps([ready.cache, str(ready.image.path)]))
+service.settle()
+print(json.dumps([ready.cache, str(ready.image.path), str(ready.image.bytecode)]))
 service.close()
 """
 
 
-def test_one_builds_and_both_get_it(apptainer, registry, tmp_path: Path):
+def ask(registry: str, cache: Path, *specs: tuple[str, ...]) -> list[list[str]]:
+    """What processes get that ask at once, one for each of ``specs``."""
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    argv = [sys.executable, "-c", GET, registry, str(tmp_path / "cache")]
+    argv = [sys.executable, "-c", GET, registry, str(cache)]
     pipe = subprocess.PIPE
     running = [
-        subprocess.Popen(argv, env=env, stdin=pipe, stdout=pipe, text=True)
-        for _ in range(3)
+        subprocess.Popen([*argv, *pip], env=env, stdin=pipe, stdout=pipe, text=True)
+        for pip in specs
     ]
     for process in running:
         assert process.stdout
@@ -51,8 +48,25 @@ def test_one_builds_and_both_get_it(apptainer, registry, tmp_path: Path):
         assert process.stdin
         process.stdin.close()
     answers = [json.loads(p.stdout.read()) for p in running if p.stdout]
-    assert [process.wait(60) for process in running] == [0, 0, 0]
+    assert [process.wait(60) for process in running] == [0] * len(specs)
+    return answers
+
+
+def test_one_builds_and_both_get_it(registry, tmp_path: Path):
+    answers = ask(registry, tmp_path / "cache", *[("humanize",)] * 3)
     assert sorted(answer[0] for answer in answers) == ["built", "shared", "shared"]
     assert len({answer[1] for answer in answers}) == 1
-    logs = list((tmp_path / "cache/v1/logs").rglob("*.log"))
-    assert len(logs) == 1
+    assert len({answer[2] for answer in answers}) == 1
+    top = tmp_path / "cache/v2"
+    assert len(list((top / "logs").rglob("*.log"))) == 1
+    assert len(list((top / "images").rglob("bytecode.sqfs"))) == 1
+    assert list((top / "tmp").iterdir()) == []
+
+
+def test_different_images_share_what_they_are_made_of(registry, tmp_path: Path):
+    answers = ask(registry, tmp_path / "cache", ("humanize",), ("tqdm",), ())
+    assert {answer[0] for answer in answers} == {"built"}
+    top = tmp_path / "cache/v2"
+    assert len(list((top / "bases").rglob("*.sif"))) == 1
+    assert len(list((top / "layers").rglob("*.sqfs"))) == 2
+    assert list((top / "tmp").iterdir()) == []

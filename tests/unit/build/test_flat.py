@@ -1,67 +1,20 @@
-"""What is laid out for a build."""
+"""What Apptainer is told to build, and what happens where it fails."""
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 
 import pytest
 
-from globus_compute_apptainer.build import flat
-from globus_compute_apptainer.build.apptainer import Apptainer, Completed
-from globus_compute_apptainer.build.plan import KIT, plan
-from globus_compute_apptainer.build.site import CA_INSIDE, SiteAccess
+from globus_compute_apptainer.build import flat, squashfs, unpack
+from globus_compute_apptainer.build.apptainer import Apptainer
+from globus_compute_apptainer.build.layer import Layer
+from globus_compute_apptainer.build.plan import FLAT_DEFINITION
+from globus_compute_apptainer.build.site import SiteAccess
 from globus_compute_apptainer.config import BuildConfig
-from globus_compute_apptainer.spec.model import ImageSpec
-
-
-def test_the_kit_holds_data_and_one_constant_program(tmp_path: Path):
-    recipe = plan(ImageSpec("x", "docker", "3.11", pip=("a",), post=("echo $(id)",)))
-    (tmp_path / "ca").write_text("PEM")
-    (tmp_path / "wheels").mkdir()
-    site = SiteAccess(
-        variables={"A": "x y", "B": "$(id)"},
-        folders=(tmp_path / "wheels",),
-        ca_bundle=tmp_path / "ca",
-    )
-    binds = flat.lay_out(recipe, site, tmp_path)
-    kit = tmp_path / "kit"
-    files = {
-        str(path.relative_to(kit)): path.read_text()
-        for path in kit.rglob("*")
-        if path.is_file()
-    }
-    assert (
-        files.pop("stages.sh") == (Path(flat.__file__).parent / "stages.sh").read_text()
-    )
-    assert files.pop("apt.conf") == site.apt_conf()
-    assert files.pop("uv", "") == ""
-    assert files == {
-        "requirements.txt": "a\n",
-        "post.sh": "echo $(id)\n",
-        "python.txt": "3.11\n",
-        "site.env": "A=x y\nB=$(id)\n",
-        "ca.crt": "",
-    }
-    assert binds[:2] == [f"{kit}:{KIT}:ro", f"{tmp_path}/work:{KIT}/work"]
-    assert f"{tmp_path}/wheels:{KIT}/site/0:ro" in binds
-    assert f"{tmp_path}/ca:{CA_INSIDE}:ro" in binds
-    for line in binds:
-        target = line.split(":")[1]
-        assert (kit / Path(target).relative_to(KIT)).exists()
-
-
-@pytest.mark.parametrize(
-    ("agent", "base", "needed"),
-    [
-        ("docker", "127.0.0.1:5000/python:3", True),
-        ("oras", "127.0.0.1:5000/python:3", True),
-        ("docker", "python:3", False),
-        ("docker", "127.0.0.1:50001/python:3", False),
-        ("localimage", "127.0.0.1:5000/x", False),
-    ],
-)
-def test_http_is_for_named_registries_only(agent: str, base: str, needed: bool):
-    assert flat.needs_http(agent, base, ("127.0.0.1:5000",)) == needed
+from globus_compute_apptainer.errors import BuildError
 
 
 @pytest.mark.parametrize(
@@ -78,30 +31,88 @@ def test_http_is_for_named_registries_only(agent: str, base: str, needed: bool):
 def test_packing_is_chosen_where_apptainer_knows_the_option(
     version: str, chosen: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(flat, "can_pack_zstd", lambda: True)
-    wanted = ["--mksquashfs-args", flat.PACKING] if chosen else []
+    monkeypatch.setattr(squashfs, "has_zstd", lambda: True)
+    wanted = ["--mksquashfs-args", "-comp zstd -Xcompression-level 3"] if chosen else []
     assert flat.packing(Apptainer("/x", version)) == wanted
 
 
-def test_the_environment_for_builds_reaches_apptainer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A SIF with nothing in it."""
+    path = tmp_path / "a base, with blanks.sif"
+    path.write_bytes((b"\0" * 32 + b"SIF_MAGIC\0").ljust(128, b"\0"))
+    return path
+
+
+def program(folder: Path, script: str) -> Apptainer:
+    """An Apptainer that is this shell script."""
+    path = folder / "apptainer"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return Apptainer(str(path), "1.1.0", build_flags=("--fakeroot",))
+
+
+SHOW = """\
+exec >{seen}
+printf '%s\\n' "$@"; echo; cat "$(eval echo '${{'$#'}}')"; readlink base.sif
+cat "$GC_APPTAINER_LAYERS"; echo; echo "$GC_APPTAINER_PROGRAM"
+echo "$APPTAINER_CACHEDIR"
+"""
+
+
+def test_the_definition_is_constant_and_the_rest_are_files(
+    make_job, base: Path, tmp_path: Path
 ):
-    given = {}
-
-    def run(argv, *, env, **_):
-        given.update(env)
-        return Completed(0, 0.0)
-
-    monkeypatch.setattr(flat, "run", run)
+    seen = tmp_path / "seen"
     config = BuildConfig(env=(("APPTAINER_CACHEDIR", "/mine"),))
-    environ = {"APPTAINER_CACHEDIR": "/site"}
-    flat.build_flat(
-        Apptainer("/x", "1.4.5"),
-        plan(ImageSpec("x", "docker")),
-        SiteAccess.from_host(environ, config, tmp_path),
-        tmp_path,
-        http=False,
-        timeout=1.0,
-        on_line=print,
+    job = make_job(
+        apptainer=program(tmp_path, SHOW.format(seen=shlex.quote(str(seen)))),
+        site=SiteAccess.from_host({"APPTAINER_CACHEDIR": "/site"}, config, tmp_path),
     )
-    assert given["APPTAINER_CACHEDIR"] == "/mine"
+    layer = Layer("pip", "", tmp_path / "layer.sqfs")
+    lock = flat.build_flat(job, base, [layer], tmp_path / "o.sif", apt=["b", "a"])
+    assert lock == {"requested": ["a", "b"], "packages": []}
+    arguments, _, rest = seen.read_text().partition("\n\n")
+    assert arguments.splitlines()[:2] == ["build", "--fakeroot"]
+    assert rest.removeprefix(FLAT_DEFINITION).splitlines() == [
+        str(base),
+        json.dumps([[str(tmp_path / "layer.sqfs"), 0]]),
+        unpack.__file__,
+        "/mine",
+    ]
+    assert list(job.scratch.iterdir()) == []
+
+
+def test_a_build_that_fails_leaves_nothing(make_job, base: Path, tmp_path: Path):
+    target = tmp_path / "o.sif"
+    script = f"touch {shlex.quote(str(target))}; echo 'No space left on device'; exit 1"
+    job = make_job(apptainer=program(tmp_path, script))
+    with pytest.raises(BuildError) as caught:
+        flat.build_flat(job, base, [], target)
+    assert caught.value.code == "disk-full"
+    assert not target.exists()
+    assert list(job.scratch.iterdir()) == []
+
+
+def test_a_base_that_is_no_image_is_told(make_job, tmp_path: Path):
+    (tmp_path / "base").write_text("not a SIF")
+    with pytest.raises(BuildError, match="not a SIF file"):
+        flat.build_flat(make_job(), tmp_path / "base", [], tmp_path / "o.sif")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "stage"),
+    [
+        ({"apt": ["git"], "post": ["true"]}, "apt"),
+        ({"post": ["true"]}, "post"),
+        ({"post_build": True}, "post"),
+        ({}, "pack"),
+    ],
+)
+def test_a_failure_before_any_output_is_of_the_first_stage(
+    make_job, base: Path, tmp_path: Path, wanted: dict, stage: str
+):
+    job = make_job(apptainer=program(tmp_path, "exit 1"))
+    with pytest.raises(BuildError) as caught:
+        flat.build_flat(job, base, [], tmp_path / "o.sif", **wanted)
+    assert caught.value.stage == stage

@@ -1,141 +1,87 @@
-"""Spec to recipe: what may and may not get into a definition file."""
+"""What a build's programs are given: constant definitions, and data that stays data."""
 
 from __future__ import annotations
 
-import re
+import subprocess
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
-from globus_compute_apptainer.build.plan import DEFINITION, KIT, plan
+from globus_compute_apptainer.build.plan import (
+    FLAT_DEFINITION,
+    SEAL_DEFINITION,
+    kit_files,
+)
 from globus_compute_apptainer.errors import SpecError
-from globus_compute_apptainer.spec.model import ImageSpec
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden/build"
-DIGEST = "sha256:" + "a" * 64
-CASES = {
-    "docker": ("docker", "python:3.11-slim"),
-    "docker-digest": ("docker", f"ghcr.io/org/image@{DIGEST}"),
-    "docker-port": ("docker", "127.0.0.1:5000/a/b:tag"),
-    "oras": ("oras", "registry.example.org/gc/base:1"),
-    "library": ("library", "user/collection/image:1.0"),
-    "localimage": ("localimage", "/images/base.sif"),
-    "docker-archive": ("docker-archive", "/images/base.tar"),
-    "oci-archive": ("oci-archive", "/images/base.tar"),
-    "oci": ("oci", "/images/layout"),
-}
-texts = st.text(st.characters(min_codepoint=32, exclude_categories=["Cs"]), min_size=1)
+DEFINITIONS = {"flat": FLAT_DEFINITION, "seal": SEAL_DEFINITION}
+
+values = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
+names = st.from_regex(r"GC_TEST_[A-Z0-9_]{1,8}", fullmatch=True)
+lines = st.lists(
+    st.text(st.characters(min_codepoint=32, exclude_categories=["Cs", "Cc"]))
+)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", DEFINITIONS)
 def test_golden_definitions(name: str):
-    agent, base = CASES[name]
-    assert (
-        plan(ImageSpec(base, agent)).definition == (GOLDEN / f"{name}.def").read_text()
-    )
+    assert DEFINITIONS[name] == (GOLDEN / f"{name}.def").read_text()
 
 
 def test_every_golden_definition_is_tested():
-    assert {path.stem for path in GOLDEN.glob("*.def")} == set(CASES)
+    assert {path.stem for path in GOLDEN.glob("*.def")} == set(DEFINITIONS)
 
 
-def test_golden_recipe():
-    recipe = plan(
-        ImageSpec(
-            "python:3.11-slim",
-            "docker",
-            python="3.11",
-            pip=("numpy>=1.26", "pandas"),
-            apt=("git", "tree=2.1.0-1"),
-            post=("echo 'it''s'", "touch /done"),
-        )
+def test_golden_kit():
+    files = kit_files(
+        apt=("git", "tree=2.1.0-1"),
+        post=("echo 'it''s'", "touch /done"),
+        post_build=True,
+        environment={"A": "x y", "B": "it's $(id)"},
     )
-    assert dict(recipe.files) == {
-        "requirements.txt": "numpy>=1.26\npandas\n",
+    assert files == {
         "apt.txt": "git\ntree=2.1.0-1\n",
         "post.sh": "echo 'it''s'\ntouch /done\n",
-        "python.txt": "3.11\n",
+        "post-build.txt": "postBuild\n",
+        "environment.sh": "export A='x y'\nexport B='it'\"'\"'s $(id)'\n",
     }
-    assert recipe.stages == ("pull", "apt", "pip", "post", "pack", "probe")
-    assert recipe.definition == (GOLDEN / "docker.def").read_text()
 
 
-def test_stages_are_those_that_will_be_entered():
-    recipe = plan(ImageSpec("x", "docker", pip=("a",)))
-    assert recipe.stages == ("pull", "pip", "pack", "probe")
-    assert plan(ImageSpec("x", "docker")).files == {}
+def test_files_are_there_only_where_they_are_needed():
+    assert kit_files() == {"environment.sh": ""}
 
 
-@given(
-    st.lists(texts, max_size=4),
-    st.lists(texts, max_size=4),
-    st.lists(texts, max_size=4),
-)
-def test_only_the_base_is_ever_in_the_definition(pip, apt, post):
-    assume(not any("\x7f" in text for text in [*pip, *apt, *post]))
-    bare = plan(ImageSpec("x:1", "docker"))
-    full = plan(ImageSpec("x:1", "docker", None, tuple(pip), tuple(apt), tuple(post)))
-    assert full.definition == bare.definition
-    assert full.files.get("post.sh", "") == "".join(f"{line}\n" for line in post)
+@given(st.dictionaries(names, values, max_size=4))
+def test_values_arrive_as_they_are_and_no_shell_evaluates_them(variables):
+    script = kit_files(environment=variables)["environment.sh"]
+    ran = subprocess.run(
+        ["/bin/sh", "-euc", script + "\nenv -0"],
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        check=True,
+    )
+    shown = dict(row.split("=", 1) for row in ran.stdout.decode().split("\0") if row)
+    assert {n: v for n, v in shown.items() if n.startswith("GC_TEST_")} == variables
 
 
-@given(st.sampled_from([*CASES.values()]).map(lambda case: case[0]), st.text())
-def test_a_base_can_add_nothing_but_itself(agent: str, base: str):
-    try:
-        text = plan(ImageSpec(base, agent)).definition
-    except SpecError:
-        return
-    assert text.splitlines()[2:] == DEFINITION.replace("{kit}", KIT).splitlines()[2:]
-    assert text.splitlines()[:2] == [f"Bootstrap: {agent}", f"From: {base}"]
-    assert not re.search(r"\{\{|[#\\\s]", base)
-
-
-@pytest.mark.parametrize("agent", ["docker", "localimage"])
-@pytest.mark.parametrize(
-    "base",
-    [
-        *(
-            "",
-            "/",
-            "x\n%post\n  touch /x",
-            "/x\n%post",
-            "x y",
-            "/x{{y}}",
-            "/x#y",
-            "/x\\",
-        ),
-        *("-x", "x\0", "/x\r", "/x\t", "/x\x85\x00", "$(id)", "/$HOME"),
-    ],
-)
-def test_bad_bases_are_refused(agent: str, base: str):
-    with pytest.raises(SpecError) as caught:
-        plan(ImageSpec(base, agent))
-    assert caught.value.field == "base_image"
-
-
-@pytest.mark.parametrize("agent", ["", "docker\n", "scratch", "yum", "docker-daemon"])
-def test_other_agents_are_refused(agent: str):
-    with pytest.raises(SpecError):
-        plan(ImageSpec("x", agent))
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [
-        ImageSpec("x", "docker", pip=("a\nb",)),
-        ImageSpec("x", "docker", apt=("a\n-y",)),
-        ImageSpec("x", "docker", apt=("a\x00",)),
-        ImageSpec("x", "docker", post=("a\x00",)),
-        ImageSpec("x", "docker", python="3.11\n"),
-    ],
-)
-def test_data_cannot_add_lines(spec: ImageSpec):
-    with pytest.raises(SpecError):
-        plan(spec)
+@given(lines)
+def test_post_is_the_users_own_text(post: list[str]):
+    given_text = kit_files(post=post).get("post.sh", "")
+    assert given_text == "".join(f"{line}\n" for line in post)
 
 
 def test_post_keeps_its_own_lines():
-    recipe = plan(ImageSpec("x", "docker", post=("if true\nthen\n\techo\nfi",)))
-    assert recipe.files["post.sh"] == "if true\nthen\n\techo\nfi\n"
+    files = kit_files(post=("if true\nthen\n\techo\nfi",))
+    assert files["post.sh"] == "if true\nthen\n\techo\nfi\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{"apt": ("a\n-y",)}, {"apt": ("a\x00",)}, {"apt": ("a\t",)}, {"post": ("a\x00",)}],
+)
+def test_data_cannot_add_lines(data: dict):
+    with pytest.raises(SpecError):
+        kit_files(**data)

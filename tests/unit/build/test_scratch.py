@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from globus_compute_apptainer.build.scratch import (
 )
 from globus_compute_apptainer.config import BuildConfig
 from globus_compute_apptainer.errors import BuildError, ConfigError
+from globus_compute_apptainer.owners import owned_name
 
 GB = 10**9
 MEMORY = Place(Path("/m"), 16 * GB, memory=True)
@@ -115,48 +117,11 @@ def test_what_a_killed_build_left_is_swept_by_the_next(tmp_path: Path):
         assert list(tmp_path.iterdir()) == [path]
 
 
-def name(**changes: str) -> str:
-    host, boot, namespace = scratch._machine()
-    parts = {
-        "host": host,
-        "boot": boot,
-        "namespace": namespace,
-        "pid": str(os.getpid()),
-        "start": str(scratch._start_time(os.getpid())),
-        **changes,
-    }
-    return "gc-apptainer-build-{host}-{boot}-{namespace}-{pid}-{start}-01234567".format(
-        **parts
-    )
-
-
-@pytest.mark.parametrize(
-    ("changes", "removed"),
-    [
-        ({}, False),  # this process
-        ({"start": "1"}, True),  # its number has been given again
-        ({"pid": "4194999"}, True),
-        ({"boot": "0" * 8}, True),
-        ({"host": "0" * 10, "pid": "4194999"}, False),  # nothing is known of others
-        ({"namespace": "1", "pid": "4194999"}, False),
-    ],
-)
-def test_only_proven_dead_owners_lose_their_directory(
-    tmp_path: Path, changes: dict[str, str], removed: bool
-):
-    path = tmp_path / name(**changes)
-    path.mkdir()
-    other = tmp_path / "something-else"
-    other.mkdir()
-    assert sweep(tmp_path) == ([path] if removed else [])
-    assert path.exists() != removed
-    assert other.exists()
-
-
 def test_links_are_not_followed(tmp_path: Path):
     target = tmp_path / "target"
     target.mkdir()
-    (tmp_path / name(pid="4194999")).symlink_to(target)
+    dead = re.sub(r"-\d+-(\d+-\w+)$", r"-4194999-\1", owned_name(scratch.PREFIX))
+    (tmp_path / dead).symlink_to(target)
     assert sweep(tmp_path) == []
     assert target.exists()
 

@@ -176,3 +176,64 @@ def test_known_secrets_are_redacted_wherever_they_are():
         }
     )
     assert found.redact("user p@ssword p%40ssword hunter22") == "user **** **** ****"
+
+
+def test_uv_on_the_host_gets_the_same_settings_with_the_hosts_paths(tmp_path: Path):
+    links, bundle = tmp_path / "links", tmp_path / "ca.pem"
+    links.mkdir()
+    bundle.touch()
+    environ = {
+        "PATH": "/p",
+        "LANG": "C",
+        "NETRC": "/secret",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "PIP_INDEX_URL": "https://me:hunter22@mirror.example/simple",
+        "PIP_FIND_LINKS": f"{links} {tmp_path}/absent",
+        "SSL_CERT_FILE": str(bundle),
+        "https_proxy": "http://proxy:3128",
+    }
+    found = site(environ)
+    assert found.host == {
+        "PATH": "/p",
+        "LANG": "C",
+        "UV_DEFAULT_INDEX": "https://me:hunter22@mirror.example/simple",
+        "UV_FIND_LINKS": str(links),
+        "SSL_CERT_FILE": str(bundle),
+        "https_proxy": "http://proxy:3128",
+        "UV_NO_CONFIG": "1",
+    }
+    assert found.redact(str(found.host)).count("hunter22") == 0
+
+
+def test_only_what_concerns_indexes_reaches_uv_on_the_host():
+    env = (
+        ("UV_INDEX", "https://corp/simple"),
+        ("UV_HTTP_RETRIES", "9"),
+        ("HTTPS_PROXY", "http://p"),
+        ("UV_CACHE_DIR", "/x"),
+        ("UV_COMPILE_BYTECODE", "1"),
+        ("LD_PRELOAD", "/x"),
+        ("CFLAGS", "-O3"),
+    )
+    found = dict(site({}, env=env).host)
+    found.pop("SSL_CERT_FILE", None)  # this machine's own
+    assert found == {
+        "UV_INDEX": "https://corp/simple",
+        "UV_HTTP_RETRIES": "9",
+        "HTTPS_PROXY": "http://p",
+        "UV_NO_CONFIG": "1",
+    }
+
+
+def test_a_home_directory_in_the_name_of_an_index_is_the_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "links").mkdir()
+    found = site({"UV_DEFAULT_INDEX": "https://h", "UV_FIND_LINKS": "~/links"}).host
+    assert found["UV_FIND_LINKS"] == f"{tmp_path}/links"
+
+
+def test_no_index():
+    assert site({"PIP_NO_INDEX": "1"}).no_index
+    assert not site({}).no_index

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from globus_compute_apptainer.build.apptainer import Apptainer
+from globus_compute_apptainer.cli import main
 from globus_compute_apptainer.cli.host import Host, Mount, Ran, Reply
 from globus_compute_apptainer.cli.inputs import Settings
 from globus_compute_apptainer.config import BuildConfig, ContainersConfig
@@ -107,3 +111,60 @@ def host() -> FakeHost:
 def settings() -> Settings:
     block = {"cache_dir": "/cache"}
     return Settings(block, ContainersConfig.parse(block))
+
+
+SHA = "0123456789abcdef" * 4
+LOCK = {
+    "format": 1,
+    "base": {
+        "reference": "docker://python:3.11-slim",
+        "digest": f"sha256:{SHA}",
+        "resolved_at": "2026-11-20T12:00:00+00:00",
+    },
+    "pip": {
+        "packages": [
+            {"name": "pandas", "version": "2.3.0", "hashes": [f"sha256:{SHA}"]}
+        ]
+    },
+    "tools": {"uv": "0.9.1"},
+}
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def locking(builder: Any) -> Any:
+    """The builder that needs no Apptainer, and says what it made images from."""
+    build = builder.build
+    builder.lock = LOCK
+
+    def locked(*arguments: Any, **options: Any) -> Any:
+        return dataclasses.replace(build(*arguments, **options), lock=builder.lock)
+
+    builder.build = locked
+    return builder
+
+
+@pytest.fixture
+def without_apptainer(builder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Apptainer, "find", lambda _: USER_NAMESPACES)
+    name = "globus_compute_apptainer.build.builder"
+    module = SimpleNamespace(Builder=lambda *_: builder)
+    monkeypatch.setitem(sys.modules, name, module)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], without_apptainer: None
+) -> Call:
+    """``call("build", SPEC)`` → status, standard output, standard error."""
+    config = tmp_path / "config.yaml"
+    config.write_text(f"containers: {{build: {{tmp_dir: {tmp_path}}}}}")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        verb, *rest = arguments
+        cache = ["--config", str(config), "--cache-dir", str(tmp_path / "cache")]
+        status = main.main([verb, *cache, *rest])
+        return status, *capsys.readouterr()
+
+    return call

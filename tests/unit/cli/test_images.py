@@ -10,30 +10,10 @@ from typing import Any
 import pytest
 
 from globus_compute_apptainer import images
-from globus_compute_apptainer.cli import main
+from globus_compute_apptainer.build.apptainer import Apptainer
 from globus_compute_apptainer.errors import BuildError, HostError
 
 SPEC = '{"base_image": "python:3.11-slim", "pip": ["pandas"], "name": "ml"}'
-
-
-@pytest.fixture(autouse=True)
-def without_apptainer(builder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "Apptainer", SimpleNamespace(find=lambda _: None))
-    monkeypatch.setattr(images, "Builder", lambda *_: builder)
-
-
-@pytest.fixture
-def call(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    config = tmp_path / "config.yaml"
-    config.write_text(f"containers: {{build: {{tmp_dir: {tmp_path}}}}}")
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        verb, *rest = arguments
-        cache = ["--config", str(config), "--cache-dir", str(tmp_path / "cache")]
-        status = main.main([verb, *cache, *rest])
-        return status, *capsys.readouterr()
-
-    return call
 
 
 def test_a_build_and_then_a_hit(call, builder) -> None:
@@ -64,7 +44,7 @@ def test_a_host_that_cannot_build(call, monkeypatch) -> None:
     def find(_: object) -> None:
         raise HostError("Apptainer is not installed here", code="apptainer-missing")
 
-    monkeypatch.setattr(images, "Apptainer", SimpleNamespace(find=find))
+    monkeypatch.setattr(Apptainer, "find", find)
     status, _, err = call("build", SPEC)
     assert status == 3
     assert "apptainer-missing" in err

@@ -48,7 +48,7 @@ def test_an_image_that_the_configuration_names(tmp_path, monkeypatch) -> None:
     [
         ("{bad", "is not JSON"),
         ("/no/such/spec.json", "No such file"),
-        ("/", "Is a directory"),
+        ("/", "none of the files"),
         ("m1", "No such file"),
         ("[" * 100_000, "cannot be read"),
     ],

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from globus_compute_apptainer import events
-from globus_compute_apptainer.cli.progress import Progress
+from globus_compute_apptainer.cli.progress import Progress, far
 
 
 class Terminal(io.StringIO):
@@ -91,6 +91,50 @@ def test_a_terminal_shows_the_last_line_of_output_cut_to_its_width(clock) -> Non
     assert "7.0 s" in line
     assert "Downloading [red] y" in line
     assert "y" * 81 not in line
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "unit", "words"),
+    [
+        (12_000_000, 87_000_000, "bytes", "12 MB of 87 MB"),
+        (12_000_000, None, "bytes", "12 MB"),
+        (3, 17, "packages", "3 of 17 packages"),
+        (0, 0, "packages", "0 of 0 packages"),
+    ],
+)
+def test_how_far_a_stage_is_in_words(done, total, unit, words) -> None:
+    assert far(events.Progress("sha256:0", "pull", done, total, unit)) == words
+
+
+def test_a_log_has_a_line_every_few_seconds_of_what_takes_long(clock: Clock) -> None:
+    stream = io.StringIO()
+    progress = Progress(stream=stream, clock=clock)
+    progress(events.StageStarted("sha256:0", "pull"))
+    for done in range(12):
+        clock.now += 1
+        progress(events.Progress("sha256:0", "pull", done, 12, "packages"))
+    assert stream.getvalue() == (
+        "[   0.0 s] pull\n"
+        "[   5.0 s] pull    4 of 12 packages\n"
+        "[  10.0 s] pull    9 of 12 packages\n"
+    )
+
+
+def test_a_terminal_shows_how_far_the_current_stage_is(clock: Clock) -> None:
+    stream = Terminal()
+    progress = Progress(stream=stream, clock=clock)
+    progress(events.StageStarted("sha256:0", "pull"))
+    progress(events.Progress("sha256:0", "pull", 12_000_000, None, "bytes"))
+    progress._console.print(progress._render())
+    progress(events.StageStarted("sha256:0", "pip"))
+    progress._console.print(progress._render())
+    rows = [row for row in stream.getvalue().splitlines() if " s " in row]
+    assert ["12 MB" in row for row in rows] == [True, False]
+
+
+def test_an_event_of_another_kind_disturbs_nothing(clock: Clock) -> None:
+    progress = Progress(stream=io.StringIO(), clock=clock)
+    progress(object())  # type: ignore[arg-type]
 
 
 def test_what_is_waited_for_is_shown_between_builds(clock) -> None:

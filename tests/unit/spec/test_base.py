@@ -159,10 +159,25 @@ def test_two_agents_are_refused(written, stated):
         reference(written, stated)
 
 
+@pytest.mark.parametrize("written", ["bookworm", "debootstrap://bookworm"])
+def test_a_release_of_debian(written):
+    assert reference(written, "debootstrap") == ("debootstrap", "bookworm")
+    assert qualified("debootstrap", "bookworm") == "debootstrap://bookworm"
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["", "Bookworm", "book worm", "-x", "a/b", "../x", "a;b", "x" * 41, "a:b"],
+)
+def test_no_release_of_debian(written):
+    with pytest.raises(Refusal):
+        reference(f"debootstrap://{written}")
+
+
 def test_agents():
     assert [agent(name) for name in AGENTS] == list(AGENTS)
-    for name in ("debootstrap", "yum", "zypper"):
-        with pytest.raises(Refusal, match="later version") as caught:
+    for name in ("yum", "zypper"):
+        with pytest.raises(Refusal, match="because") as caught:
             agent(name)
         assert caught.value.code == "spec-unsupported"
     with pytest.raises(Refusal) as caught:

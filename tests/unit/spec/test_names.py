@@ -33,7 +33,7 @@ def test_ids_of_the_container_service_are_ignored_with_a_note(name, value):
     assert note.startswith(f"{name} is ignored")
 
 
-@pytest.mark.parametrize("name", [*LATER, "conda_packages"])
+@pytest.mark.parametrize("name", LATER)
 def test_later_fields_are_refused_and_never_ignored(name):
     for value in (["x"], "x", {"a": 1}, 0, False):
         with pytest.raises(SpecError, match="comes with a later version") as caught:

@@ -49,12 +49,12 @@ def test_the_tree_is_as_drawn(store, root, sif, manifest):
     store.prepare()
     store.publish(sif, manifest("a"))
     digest = hashlib.sha256(sif.read_bytes()).hexdigest()
-    image = f"v1/images/sha256/{digest[:2]}/{digest}"
+    image = f"v2/images/sha256/{digest[:2]}/{digest}"
     assert tree(root) == {
         "CACHEDIR.TAG",
         f"{image}/image.sif",
         f"{image}/manifest.json",
-        f"v1/index/linux-amd64/aa/{'a' * 64}.json",
+        f"v2/index/linux-amd64/aa/{'a' * 64}.json",
     }
     tag = (root / "CACHEDIR.TAG").read_text()
     assert tag.startswith("Signature: 8a477f597d28d172789f06886806bc55")
@@ -124,7 +124,7 @@ def test_an_entry_that_is_no_manifest_counts_as_absent(
     store, root, sif, manifest, text
 ):
     store.publish(sif, manifest("a"))
-    entry = root / f"v1/index/linux-amd64/aa/{'a' * 64}.json"
+    entry = root / f"v2/index/linux-amd64/aa/{'a' * 64}.json"
     entry.write_text(text, encoding="latin-1")
     assert store.lookup(A) is None
     assert store.publish(sif, manifest("a")) == store.lookup(A)
@@ -165,7 +165,7 @@ def test_prepare_may_be_called_always(store, root):
 
 def test_prepare_sweeps_old_litter_only(store, root):
     store.prepare()
-    old, new = root / "v1/tmp/image.1.x", root / "v1/tmp/image.2.x"
+    old, new = root / "v2/tmp/image.1.x", root / "v2/tmp/image.2.x"
     for path in (old, new):
         path.mkdir()
         (path / "image.sif").write_text("x")
@@ -173,6 +173,21 @@ def test_prepare_sweeps_old_litter_only(store, root):
     store.prepare()
     assert not old.exists()
     assert new.exists()
+
+
+def test_what_a_killed_writer_left_is_gone_with_the_next_start(store, root):
+    program = (
+        "import os, pathlib, sys\n"
+        "from globus_compute_apptainer.store.cache import Store\n"
+        "with Store(pathlib.Path(sys.argv[1])).workspace() as work:\n"
+        "    (work / 'image.sif').write_text('half of an image')\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", program, str(root)], env=env)
+    assert [path.name for path in (root / "v2/tmp").glob("*/*")] == ["image.sif"]
+    store.prepare()
+    assert list((root / "v2/tmp").iterdir()) == []
 
 
 def test_no_room_is_told_before_anything_is_built(store, monkeypatch):
@@ -213,13 +228,13 @@ def test_a_read_only_store_can_be_read(store, root, sif, manifest):
 @root_only
 def test_what_may_not_be_read_is_an_error_not_a_miss(store, root, sif, manifest):
     store.publish(sif, manifest("a"))
-    (root / "v1/index").chmod(0)
+    (root / "v2/index").chmod(0)
     try:
         with pytest.raises(StoreError) as caught:
             Store(root, platform="linux/amd64").lookup(A)
         assert caught.value.code == "cache-unusable"
     finally:
-        (root / "v1/index").chmod(0o755)
+        (root / "v2/index").chmod(0o755)
 
 
 def test_a_missing_image_is_an_error_and_leaves_nothing(
@@ -228,7 +243,7 @@ def test_a_missing_image_is_an_error_and_leaves_nothing(
     with pytest.raises(StoreError):
         store.publish(tmp_path / "none.sif", manifest("a"))
     assert tree(root) == set()
-    assert list((root / "v1/tmp").iterdir()) == []
+    assert list((root / "v2/tmp").iterdir()) == []
 
 
 @pytest.mark.parametrize(("umask", "mode"), [("002", 0o775), ("077", 0o700)])
@@ -242,7 +257,7 @@ def test_modes_follow_the_umask(root, umask, mode):
     shell = f'umask {umask}; exec "$0" -c "$1" "$2"'
     argv = ["/bin/sh", "-c", shell, sys.executable, program, str(root)]
     subprocess.run(argv, env=env, check=True)
-    for folder in (root, root / "v1/images/sha256", root / "v1/tmp", root / "v1/locks"):
+    for folder in (root, root / "v2/images/sha256", root / "v2/tmp", root / "v2/locks"):
         assert folder.stat().st_mode & 0o777 == mode
 
 
@@ -272,7 +287,7 @@ for _ in range(3):
     assert [process.wait(120) for process in running] == [0] * 4
     images = [name for name in tree(root) if name.endswith("image.sif")]
     assert len(images) == 1
-    assert list((root / "v1/tmp").iterdir()) == []
+    assert list((root / "v2/tmp").iterdir()) == []
 
 
 def test_a_cancelled_publication_leaves_nothing(store, root, sif, manifest):
@@ -282,5 +297,5 @@ def test_a_cancelled_publication_leaves_nothing(store, root, sif, manifest):
         store.publish(sif, manifest("a"), cancel=cancel)
     assert caught.value.code == "build-cancelled"
     assert tree(root) == set()
-    assert list((root / "v1/tmp").iterdir()) == []
+    assert list((root / "v2/tmp").iterdir()) == []
     assert store.publish(sif, manifest("a"), cancel=threading.Event())

@@ -146,14 +146,14 @@ def test_the_umask_says_who_may_lock(store: Store, root: Path, umask: int, mode:
     try:
         for _ in range(2):
             with store.lock(SPEC, cancel=threading.Event()):
-                (path,) = (root / "v1/locks").iterdir()
+                (path,) = (root / "v2/locks").iterdir()
                 assert path.stat().st_mode & 0o777 == mode
     finally:
         os.umask(before)
 
 
 def test_a_lock_is_left_as_the_group_set_it(store: Store, root: Path):
-    path = root / "v1/locks" / f"{'a' * 64}.lock"
+    path = root / "v2/locks" / f"{'a' * 64}.lock"
     path.parent.mkdir(parents=True)
     path.touch()
     path.chmod(0o660)

@@ -34,7 +34,13 @@ manifests = st.builds(
     stage_seconds=st.dictionaries(texts, floats),
     log=texts,
     name=texts,
-    format=st.just(1),
+    strategy=st.sampled_from(["layered", "flat"]),
+    reason=texts,
+    layers=st.lists(st.dictionaries(texts, texts)).map(tuple),
+    markers=st.lists(texts).map(tuple),
+    start=st.none() | texts,
+    lock=st.dictionaries(texts, texts),
+    format=st.just(2),
 )
 
 
@@ -56,13 +62,17 @@ def broken(manifest, **changes) -> str:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"format": 2},
-        {"format": "1"},
+        {"format": 1},
+        {"format": 3},
+        {"format": "2"},
         {"size": "1"},
         {"size": True},
         {"size": None},
         {"packages": "a==1"},
         {"packages": [1]},
+        {"layers": ["apt"]},
+        {"markers": [1]},
+        {"lock": []},
         {"spec": []},
         {"os": None},
         {"unknown": 1},

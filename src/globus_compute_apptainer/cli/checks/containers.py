@@ -215,8 +215,8 @@ def overlays(host: Host, _settings: Settings) -> Finding:
         return ok("overlays are allowed")
     if underlay:
         return warn(
-            f"`enable overlay = no` in {conf}; underlays do instead, more slowly",
-            "as root: set `enable overlay = yes`",
+            f"`enable overlay = no` in {conf}; images in layers show only their base",
+            "as root: set `enable overlay = yes`; or set `build.strategy: flat`",
         )
     return fail(
         f"neither overlays nor underlays are allowed in {conf}; paths that an image"

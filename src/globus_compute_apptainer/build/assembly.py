@@ -1,0 +1,264 @@
+"""One image being put together: which layers, over what, and in which way.
+
+Runs in the endpoint process, in the thread of the build. An image is *layered* (the
+base's file with squashfs layers added to it) where that is right, and *flat* (one
+file system, packed anew) where it is not: where the configuration says so, where
+programs did to the base's files what layers cannot express, or where this host does
+not show layers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from globus_compute_apptainer.build import inventory
+from globus_compute_apptainer.build.conda import conda_layer
+from globus_compute_apptainer.build.environment import python_layer
+from globus_compute_apptainer.build.flat import build_flat
+from globus_compute_apptainer.build.layer import Layer, layer_key
+from globus_compute_apptainer.build.layers import Below, sif_with
+from globus_compute_apptainer.build.overlay import (
+    OverlayUnsuitableError,
+    apt_layer,
+    post_layer,
+)
+from globus_compute_apptainer.build.payload import payload_layer
+from globus_compute_apptainer.owners import owned_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from globus_compute_apptainer.build.base import Base
+    from globus_compute_apptainer.build.inventory import Inventory
+    from globus_compute_apptainer.build.job import Job
+    from globus_compute_apptainer.build.lock import Lock
+    from globus_compute_apptainer.build.order import Shelves
+    from globus_compute_apptainer.build.payload import Fetched
+    from globus_compute_apptainer.build.wanted import Wanted
+
+
+class Assembly:
+    """The layers of one image, made in order.
+
+    :param locked: install exactly this
+    """
+
+    def __init__(
+        self, job: Job, shelves: Shelves, base: Base, locked: Lock | None
+    ) -> None:
+        self.job = job
+        self._shelves, self._locked = shelves, locked
+        self._below = Below(base.digest, base.sif, base.inventory)
+        self._wanted: Wanted | None = None
+        self._payload: Fetched | None = None
+        self._made: list[Layer] = []
+        flat = job.config.strategy == "flat"
+        self.reason = "the configuration says so" if flat else ""
+
+    @property
+    def flat(self) -> bool:
+        return bool(self.reason)
+
+    @property
+    def made(self) -> tuple[Layer, ...]:
+        """Every layer of the image, lowest first, laid over it or flattened in."""
+        return tuple(self._made)
+
+    @property
+    def markers(self) -> tuple[str, ...]:
+        """Files that prove, inside, that the layers are there."""
+        return tuple(layer.marker for layer in self._made if layer.key)
+
+    @property
+    def python(self) -> str | None:
+        """The minor version of Python that the image must have; None: any."""
+        return self._wanted.python if self._wanted else None
+
+    @property
+    def start(self) -> str | None:
+        """The program inside that every task's process is to be started through."""
+        starts = [layer.lock.get("start") for layer in self._made]
+        return next((str(start) for start in starts if start), None)
+
+    def add(self, wanted: Wanted, payload: Fetched | None) -> None:
+        """Make the layers of all that is wanted, except for post.
+
+        :raises BuildError: one cannot be made
+        """
+        self._wanted, self._payload = wanted, payload
+        self._check_python(last=not (wanted.apt or wanted.conda))
+        if wanted.apt:
+            self._add_apt(self._locked.apt if self._locked else wanted.apt)
+        if wanted.conda:
+            self._add_conda(wanted)
+        if wanted.packages:
+            self._add_python(wanted)
+        if payload is not None:
+            self.job.enter("payload", "pack the payload")
+            self._lay(
+                payload_layer(self.job, self._below, payload, self._shelves.layers)
+            )
+
+    def make_flat(self, reason: str) -> None:
+        """From here on, the image is to be flat."""
+        self.reason = reason
+        self.job.transcript.note(f"building a flat image: {reason}")
+
+    def write(self, target: Path) -> None:
+        """Run post, and write the image file.
+
+        :raises BuildError: post fails, or the file cannot be written
+        """
+        if not self.flat:
+            try:
+                self._add_post()
+                self.job.enter("pack", "put base and layers together")
+                sif_with(self.job, self._below.sif, self._below.layers, target)
+                return
+            except OverlayUnsuitableError as error:
+                self.make_flat(str(error))
+        self._flatten(target, post=True)
+
+    def _check_python(self, *, last: bool) -> None:
+        """Say early what cannot become right any more.
+
+        :param last: whether nothing that is yet to come brings a Python. Debian
+            packages may bring one where there is none; conda's comes first on PATH
+        """
+        wanted = self.python
+        found = self._below.inventory.python
+        conda = self._wanted is not None and self._wanted.conda is not None
+        if wanted is None or (not last and (found is None or conda)):
+            return
+        if found is None:
+            raise self.job.error(
+                f"the base image has no Python, {wanted} is asked for",
+                code="no-python",
+                stage="resolve",
+            )
+        if found.minor != wanted:
+            raise self.job.error(
+                f"the base image has Python {found.minor} ({found.executable}), "
+                f"{wanted} is asked for",
+                code="python-mismatch",
+                stage="resolve",
+            )
+
+    def _add_apt(self, packages: Sequence[str]) -> None:
+        self.job.enter("apt")
+        if not self.flat:
+            try:
+                self._lay(
+                    apt_layer(self.job, self._below, packages, self._shelves.layers)
+                )
+            except OverlayUnsuitableError as error:
+                self.make_flat(str(error))
+        if self.flat:
+            self._rebase("apt", apt=packages)
+        self._look()
+        self._check_python(last=not (self._wanted and self._wanted.conda))
+
+    def _add_conda(self, wanted: Wanted) -> None:
+        if wanted.conda is None:
+            return
+        locked = self._locked.conda if self._locked else None
+        self._lay(
+            conda_layer(
+                self.job,
+                self._below,
+                wanted.conda,
+                self._shelves.layers,
+                self._shelves.packages,
+                python=wanted.python,
+                locked=locked,
+            )
+        )
+        if not wanted.packages:
+            return
+        if self.flat:
+            self._rebase("conda")
+        self._look()
+        self._check_python(last=True)
+
+    def _add_python(self, wanted: Wanted) -> None:
+        layer = python_layer(
+            self.job,
+            self._below,
+            wanted.pip,
+            self._shelves.layers,
+            self._shelves.packages,
+            constraints=wanted.constraints,
+            hashes=wanted.hashes,
+            project=self._payload.root if wanted.projects and self._payload else None,
+            projects=wanted.projects,
+            locked=self._locked.pip if self._locked else None,
+        )
+        if layer is not None:
+            self._lay(layer)
+
+    def _add_post(self) -> None:
+        wanted = self._wanted
+        if wanted is None or not (wanted.post or wanted.post_build):
+            return
+        self.job.enter("post")
+        self._lay(
+            post_layer(
+                self.job,
+                self._below,
+                wanted.post,
+                self._shelves.layers,
+                post_build=wanted.post_build,
+            )
+        )
+
+    def _lay(self, layer: Layer) -> None:
+        self._made.append(layer)
+        self._below = replace(self._below, layers=(*self._below.layers, layer))
+
+    def _rebase(self, kind: str, apt: Sequence[str] = ()) -> None:
+        """Make one file of all that is there by now, and go on from that."""
+        target = self.job.scratch / f"base-with-{kind}.sif"
+        key = layer_key("flat", below=self._below.keys, apt=list(apt))
+        self._flatten(target, apt=apt)
+        self._below = Below(key, target, self._below.inventory)
+
+    def _flatten(
+        self, target: Path, *, apt: Sequence[str] = (), post: bool = False
+    ) -> None:
+        wanted = self._wanted if post else None
+        lock = build_flat(
+            self.job,
+            self._below.sif,
+            self._below.layers,
+            target,
+            apt=apt,
+            post=wanted.post if wanted else (),
+            post_build=bool(wanted and wanted.post_build),
+        )
+        if apt:
+            self._made.append(Layer("apt", "", target, lock))
+
+    def _look(self) -> None:
+        """Take the inventory of all that is there by now; kept for next time."""
+        key = layer_key("inventory", below=self._below.keys)
+        path = self._shelves.tags / f"inventory-{key.removeprefix('sha256:')}.json"
+        with contextlib.suppress(OSError, ValueError):
+            seen = inventory.from_json(json.loads(path.read_text(encoding="utf-8")))
+            self._below = replace(self._below, inventory=seen)
+            return
+        found = inventory.take(self.job, self._below.sif, self._below.overlays)
+        self._below = replace(self._below, inventory=found)
+        _write(path, found)
+
+
+def _write(path: Path, found: Inventory) -> None:
+    """Best effort: it is only for speed."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(owned_name(path.name))
+        new.write_text(json.dumps(inventory.to_json(found)), encoding="utf-8")
+        new.replace(path)

@@ -1,0 +1,149 @@
+"""Making layers and putting them together with their base into one image.
+
+Runs in the endpoint process.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from globus_compute_apptainer.build import squashfs
+from globus_compute_apptainer.build.layer import Layer
+
+if TYPE_CHECKING:
+    from globus_compute_apptainer.build.inventory import Inventory
+    from globus_compute_apptainer.build.job import Job
+    from globus_compute_apptainer.build.keeper import Keeper
+
+LAYER_FILE: Final = "layer.sqfs"
+LOCK_FILE: Final = "layer.json"
+
+COPY_BYTES: Final = 64 * 1024**2
+
+_CANNOT_COPY_INSIDE: Final = frozenset(
+    {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
+)
+
+
+@dataclass(frozen=True)
+class Below:
+    """What a new layer is laid on.
+
+    :param base_digest: of the base image
+    :param sif: the base
+    :param layers: over the base, lowest first
+    :param inventory: of all that together
+    """
+
+    base_digest: str
+    sif: Path
+    inventory: Inventory
+    layers: tuple[Layer, ...] = ()
+
+    @property
+    def keys(self) -> list[str]:
+        """For keys of layers that depend on everything below them."""
+        return [self.base_digest, *(layer.key for layer in self.layers)]
+
+    @property
+    def overlays(self) -> list[str]:
+        """Options of ``exec`` that show base and layers together, read-only."""
+        # The first overlay that is named lies on top of the others: reversed.
+        found: list[str] = []
+        for layer in reversed(self.layers):
+            found += ["--overlay", f"{layer.file}:ro"]
+        return found
+
+
+def kept_layer(
+    job: Job,
+    shelf: Keeper,
+    kind: str,
+    key: str,
+    make: Callable[[Path], Mapping[str, Any]],
+) -> Layer:
+    """The layer with this key, made only if it is not on the shelf.
+
+    :param make: gets a workspace on the shelf's file system, must leave
+        :data:`LAYER_FILE` there (its marker inside, see
+        :func:`~.layer.place_marker`), and returns the layer's lock
+    :raises BuildError: what ``make`` raises
+    """
+    found = None if job.fresh else shelf.find(key)
+    if found is None:
+        with shelf.lock(key, cancel=job.cancel, timeout=max(1.0, job.left())):
+            found = None if job.fresh else shelf.find(key)
+            if found is None:
+                found = _made(shelf, key, make, replace=job.fresh)
+    lock = json.loads((found / LOCK_FILE).read_text(encoding="utf-8"))
+    return Layer(kind, key, found / LAYER_FILE, lock)
+
+
+def _made(
+    shelf: Keeper,
+    key: str,
+    make: Callable[[Path], Mapping[str, Any]],
+    *,
+    replace: bool,
+) -> Path:
+    with shelf.workspace() as workspace:
+        lock = make(workspace)
+        text = json.dumps(lock, indent=1, sort_keys=True) + "\n"
+        (workspace / LOCK_FILE).write_text(text, encoding="utf-8")
+        if replace:
+            shelf.remove(key)
+        return shelf.keep(key, workspace)
+
+
+def squash(job: Job, root: Path, target: Path, *options: str) -> None:
+    """Pack a directory tree as a layer; everything in it will belong to root.
+
+    :raises BuildError: mksquashfs is not there or fails
+    """
+    argv = [squashfs.program(), str(root), str(target), *squashfs.options()]
+    argv += ["-all-root", *options]
+    job.run(argv, env=job.apptainer.environment(), shown="mksquashfs")
+
+
+def sif_with(job: Job, base: Path, layers: Sequence[Layer], target: Path) -> None:
+    """Write one SIF of a base and layers, lowest first.
+
+    Where the file system can share blocks, the copy of the base costs nothing.
+
+    :raises BuildError: Apptainer cannot add to it
+    """
+    copy_file(base, target, job.check)
+    for layer in layers:
+        argv = job.apptainer.add_overlay_argv(target, layer.file, job.machine)
+        job.run(argv, env=job.apptainer.environment(), shown="apptainer sif add")
+
+
+def copy_file(source: Path, target: Path, check: Callable[[], None]) -> None:
+    """Copy a file inside the kernel, sharing blocks where the file system can.
+
+    :param check: called between pieces; ends the copying by raising
+    """
+    with source.open("rb") as reader, target.open("xb") as writer:
+        left = os.fstat(reader.fileno()).st_size
+        try:
+            while left:
+                check()
+                piece = min(left, COPY_BYTES)
+                done = os.copy_file_range(reader.fileno(), writer.fileno(), piece)
+                if not done:
+                    break
+                left -= done
+        except OSError as error:
+            if error.errno not in _CANNOT_COPY_INSIDE:
+                raise
+        if left:
+            reader.seek(writer.tell())
+            while chunk := reader.read(COPY_BYTES // 16):
+                check()
+                writer.write(chunk)

@@ -1,0 +1,85 @@
+"""How long a first ``import`` takes in a new process, in a new container and in an old.
+
+The same command for every image, as a worker would run it: a clean environment, no
+home directory, and for ours the layer of bytecode where there is one. That the image
+starts and its packages import is checked by this.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.build.stage import Stage, call
+
+CONTAINERS = 2
+INSIDE = """\
+import json, subprocess, sys, time
+times = []
+for _ in range(3):
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", {statement!r}], check=True)
+    times.append(time.monotonic() - began)
+import importlib.metadata as m
+versions = {{n: m.version(n) for n in {packages!r}}}
+print(json.dumps([times[1:], versions]))
+"""
+
+
+@dataclass(frozen=True)
+class Imports:
+    """Seconds of one image.
+
+    :param container: of ``apptainer exec IMAGE python -c "import …"``
+    :param process: of ``python -c "import …"`` in a running container
+    :param versions: of the packages that were asked for
+    """
+
+    container: float
+    process: float
+    versions: dict[str, str]
+
+
+def measure(
+    stage: Stage,
+    image: Path,
+    modules: tuple[str, ...],
+    packages: tuple[str, ...],
+    *,
+    python: str = "python3",
+    bytecode: Path | None = None,
+) -> Imports:
+    """Import ``modules`` in ``image``, a few times each way.
+
+    :raises WayFailedError: they cannot be imported
+    """
+    statement = f"import {', '.join(modules)}"
+    overlay = ["--overlay", f"{bytecode}:ro"] if bytecode else []
+
+    def run(*command: str) -> str:
+        argv = stage.apptainer.exec_argv(
+            image, command, options=["--no-home", *overlay], cwd="/"
+        )
+        inside = {"PYTHONNOUSERSITE": "1"}
+        return call(argv, env=stage.apptainer.environment(inside=inside))
+
+    times = []
+    for _ in range(CONTAINERS):
+        began = time.monotonic()
+        run(python, "-c", statement)
+        times.append(time.monotonic() - began)
+    code = INSIDE.format(statement=statement, packages=list(packages))
+    processes, versions = json.loads(run(python, "-c", code).splitlines()[-1])
+    return Imports(statistics.median(times), statistics.median(processes), versions)
+
+
+def check(stage: Stage, image: Path, command: tuple[str, ...]) -> None:
+    """See that a command works in ``image``.
+
+    :raises WayFailedError: it does not
+    """
+    argv = stage.apptainer.exec_argv(image, command, options=["--no-home"], cwd="/")
+    call(argv, env=stage.apptainer.environment())

@@ -1,0 +1,5 @@
+import six
+
+
+def main():
+    print("demo", six.__version__)

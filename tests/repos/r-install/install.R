@@ -1,0 +1,1 @@
+file.create("made-by-install-R")

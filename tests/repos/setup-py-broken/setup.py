@@ -1,0 +1,1 @@
+raise SystemExit("this project cannot be built")

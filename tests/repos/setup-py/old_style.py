@@ -1,0 +1,3 @@
+import six
+
+PY3 = six.PY3
