@@ -20,7 +20,7 @@ def test_every_error_code_is_documented() -> None:
     codes = set(re.findall(r"code(?:: str)? ?= ?\"([a-z]+(?:-[a-z]+)+)\"", SOURCES))
     table = (ROOT / "src/globus_compute_apptainer/build/diagnose.py").read_text()
     codes |= set(re.findall(r'^ {8}"([a-z]+(?:-[a-z]+)+)",$', table, re.MULTILINE))
-    stages = (ROOT / "src/globus_compute_apptainer/build/stages.sh").read_text()
+    stages = (ROOT / "src/globus_compute_apptainer/build/system/stages.sh").read_text()
     emitted = set(re.findall(r"\bfail [a-z]+ ([a-z]+(?:-[a-z]+)+) ", stages))
     assert "no-apt" in emitted
     codes |= emitted

@@ -15,29 +15,29 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from globus_compute_apptainer.build import inventory
-from globus_compute_apptainer.build.conda import conda_layer
-from globus_compute_apptainer.build.environment import python_layer
-from globus_compute_apptainer.build.flat import build_flat
+from globus_compute_apptainer.build.conda.conda import conda_layer
 from globus_compute_apptainer.build.layer import Layer, layer_key
 from globus_compute_apptainer.build.layers import Below, sif_with
-from globus_compute_apptainer.build.overlay import (
+from globus_compute_apptainer.build.payload.payload import payload_layer
+from globus_compute_apptainer.build.python.environment import python_layer
+from globus_compute_apptainer.build.system.flat import build_flat
+from globus_compute_apptainer.build.system.overlay import (
     OverlayUnsuitableError,
     apt_layer,
     post_layer,
 )
-from globus_compute_apptainer.build.payload import payload_layer
 from globus_compute_apptainer.owners import owned_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from globus_compute_apptainer.build.base import Base
+    from globus_compute_apptainer.build.bases.base import Base
     from globus_compute_apptainer.build.inventory import Inventory
     from globus_compute_apptainer.build.job import Job
-    from globus_compute_apptainer.build.lock import Lock
     from globus_compute_apptainer.build.order import Shelves
-    from globus_compute_apptainer.build.payload import Fetched
+    from globus_compute_apptainer.build.payload.payload import Fetched
+    from globus_compute_apptainer.build.record.lock import Lock
     from globus_compute_apptainer.build.wanted import Wanted
 
 
@@ -159,8 +159,10 @@ class Assembly:
                 self.make_flat(str(error))
         if self.flat:
             self._rebase("apt", apt=packages)
-        self._look()
-        self._check_python(last=not (self._wanted and self._wanted.conda))
+        wanted = self._wanted
+        if wanted and (wanted.packages or wanted.python):
+            self._look()
+            self._check_python(last=wanted.conda is None)
 
     def _add_conda(self, wanted: Wanted) -> None:
         if wanted.conda is None:

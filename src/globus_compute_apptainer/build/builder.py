@@ -16,13 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from globus_compute_apptainer.build import bytecode, lock, probe, squashfs
+from globus_compute_apptainer.build import probe, squashfs
 from globus_compute_apptainer.build.assembly import Assembly
-from globus_compute_apptainer.build.base import Base, Bases
+from globus_compute_apptainer.build.bases.base import Base, Bases
 from globus_compute_apptainer.build.job import Job
 from globus_compute_apptainer.build.layer import HOME, PAYLOAD, layer_key
 from globus_compute_apptainer.build.order import STAGES, Built, Order, Place, Shelves
-from globus_compute_apptainer.build.payload import fetch
+from globus_compute_apptainer.build.payload.payload import fetch
+from globus_compute_apptainer.build.python import bytecode
+from globus_compute_apptainer.build.record import lock
 from globus_compute_apptainer.build.transcript import Transcript
 from globus_compute_apptainer.build.wanted import wanted
 from globus_compute_apptainer.errors import BuildError

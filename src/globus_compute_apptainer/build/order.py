@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from globus_compute_apptainer.build.keeper import Keeper
     from globus_compute_apptainer.build.layer import Layer
-    from globus_compute_apptainer.build.lock import Lock
     from globus_compute_apptainer.build.probe import Probe
+    from globus_compute_apptainer.build.record.lock import Lock
     from globus_compute_apptainer.spec.model import ImageSpec
     from globus_compute_apptainer.spec.policy import Policy
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 from globus_compute_apptainer.build import indexes
-from globus_compute_apptainer.build.plan import KIT
+from globus_compute_apptainer.build.system.plan import KIT
 from globus_compute_apptainer.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -23,6 +23,7 @@ MAX_LOG_BYTES: Final = 50_000_000
 """Of a build's output; what comes later is told and remembered, but not logged."""
 
 _PACKING: Final = re.compile(r"INFO:\s+Creating (SIF file|sandbox directory)")
+_IN_A_BUILD: Final = ("apt", "post")  # of one image, by Apptainer alone
 # Apptainer gives every bind twice to its inner call, then says so.
 _NOISE: Final = re.compile(
     r"WARNING: While bind mounting '.*': destination is already in the mount point list"
@@ -106,7 +107,7 @@ class Transcript:
         text = self._redact(text)
         if _NOISE.match(text) or self._marker(text):
             return
-        if _PACKING.match(text) and self._is_ahead("pack"):
+        if _PACKING.match(text) and self.stage in _IN_A_BUILD:
             self.enter("pack", "mksquashfs")
         self.tail.append(text)
         self._write_output(text)

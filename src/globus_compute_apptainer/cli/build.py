@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from globus_compute_apptainer import events
-from globus_compute_apptainer.build import lock
-from globus_compute_apptainer.build.lock import Lock
+from globus_compute_apptainer.build.record import lock
+from globus_compute_apptainer.build.record.lock import Lock
 from globus_compute_apptainer.cli import inputs, origins, output
 from globus_compute_apptainer.cli.progress import Progress
 from globus_compute_apptainer.client.outcome import text_of

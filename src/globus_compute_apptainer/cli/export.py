@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from globus_compute_apptainer import events
-from globus_compute_apptainer.build import lock, sbom
 from globus_compute_apptainer.build.apptainer import Apptainer
 from globus_compute_apptainer.build.apptainer import run as run_program
-from globus_compute_apptainer.build.definition import definition
-from globus_compute_apptainer.build.flatten import flatten, job_for
 from globus_compute_apptainer.build.layers import copy_file
+from globus_compute_apptainer.build.record import lock, sbom
+from globus_compute_apptainer.build.record.definition import definition
 from globus_compute_apptainer.build.scratch import private_scratch
 from globus_compute_apptainer.build.site import SiteAccess
+from globus_compute_apptainer.build.system.flatten import flatten, job_for
 from globus_compute_apptainer.cli import inputs, output, stored
 from globus_compute_apptainer.cli.build import obtain
 from globus_compute_apptainer.cli.progress import Progress

@@ -60,7 +60,7 @@ from globus_compute_apptainer.spec.policy import Policy
 from globus_compute_apptainer.store.cache import IMAGE, Store, StoredImage
 
 if TYPE_CHECKING:
-    from globus_compute_apptainer.build.lock import Lock
+    from globus_compute_apptainer.build.record.lock import Lock
 
 log = logging.getLogger(__name__)
 

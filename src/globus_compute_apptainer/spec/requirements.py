@@ -22,6 +22,7 @@ _MOST_PARENTHESES = 20  # the parser of markers is recursive
 
 # No '$' (uv expands ${NAME}), no backslash (markers would read escapes), no control.
 _ALLOWED = re.compile(r"""[A-Za-z0-9 \t._+*!<>=~()\[\],;:@/?#&%"'-]*""")
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 _OPTION = re.compile(r"(?:^|\s)(--?[A-Za-z][A-Za-z-]*)")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9.*+!_-]*")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^ ]*)")
@@ -73,6 +74,9 @@ def requirement(entry: str) -> str:
         # Old releases of packaging quote the URL here, with its credentials.
         why = str(error).partition("\n")[0].partition(": ")[0].rstrip(".")
         raise Refusal(f"is not a PEP 508 requirement: {why}", _hint(entry)) from None
+    # packaging is more lenient than PEP 508.
+    if not all(map(_NAME.fullmatch, (parsed.name, *parsed.extras))):
+        raise Refusal("has a name that no package or extra can have", _hint(entry))
     if parsed.name.lower().endswith(_FILES):
         raise Refusal("is a file name, not a package", "give what the file holds")
     extras = ",".join(sorted({canonicalize_name(extra) for extra in parsed.extras}))

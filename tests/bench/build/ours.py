@@ -21,7 +21,7 @@ from bench.build import channel
 from bench.build.stage import Stage
 from globus_compute_apptainer import events
 from globus_compute_apptainer.build.apptainer import Apptainer
-from globus_compute_apptainer.build.base import Bases
+from globus_compute_apptainer.build.bases.base import Bases
 from globus_compute_apptainer.build.builder import STAGES
 from globus_compute_apptainer.build.job import Job
 from globus_compute_apptainer.build.scratch import private_scratch

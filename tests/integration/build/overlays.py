@@ -14,8 +14,8 @@ from globus_compute_apptainer.build.inventory import Inventory
 from globus_compute_apptainer.build.job import Job
 from globus_compute_apptainer.build.layer import Layer, place_marker
 from globus_compute_apptainer.build.layers import Below, sif_with
-from globus_compute_apptainer.build.overlay import apt_layer, post_layer
 from globus_compute_apptainer.build.scratch import private_scratch
+from globus_compute_apptainer.build.system.overlay import apt_layer, post_layer
 from globus_compute_apptainer.config import BuildConfig
 from globus_compute_apptainer.spec.model import ImageSpec
 from globus_compute_apptainer.store.shelf import Shelf

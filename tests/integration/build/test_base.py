@@ -18,10 +18,10 @@ import pytest
 
 from globus_compute_apptainer import events
 from globus_compute_apptainer.build.apptainer import Apptainer, run
-from globus_compute_apptainer.build.base import Bases
-from globus_compute_apptainer.build.flat import packing
+from globus_compute_apptainer.build.bases.base import Bases
 from globus_compute_apptainer.build.job import Job
 from globus_compute_apptainer.build.scratch import private_scratch
+from globus_compute_apptainer.build.system.flat import packing
 from globus_compute_apptainer.config import BuildConfig
 from globus_compute_apptainer.errors import BuildError
 from globus_compute_apptainer.spec.model import ImageSpec
@@ -179,8 +179,8 @@ import os, sys, threading, time
 from pathlib import Path
 from globus_compute_apptainer import events
 from globus_compute_apptainer.build.apptainer import Apptainer
-from globus_compute_apptainer.build.base import Bases
-from globus_compute_apptainer.build.flat import packing
+from globus_compute_apptainer.build.bases.base import Bases
+from globus_compute_apptainer.build.system.flat import packing
 from globus_compute_apptainer.build.job import Job
 from globus_compute_apptainer.build.site import SiteAccess
 from globus_compute_apptainer.build.transcript import Transcript

@@ -19,10 +19,10 @@ import pytest
 
 from globus_compute_apptainer import events
 from globus_compute_apptainer.build import inventory
-from globus_compute_apptainer.build.conda import conda_layer
-from globus_compute_apptainer.build.environment import python_layer
+from globus_compute_apptainer.build.conda.conda import conda_layer
 from globus_compute_apptainer.build.layer import Layer
 from globus_compute_apptainer.build.layers import Below
+from globus_compute_apptainer.build.python.environment import python_layer
 from globus_compute_apptainer.config import BuildConfig
 from globus_compute_apptainer.errors import BuildError
 from globus_compute_apptainer.spec.conda import Conda, environment
@@ -396,7 +396,7 @@ def test_a_path_that_leads_out_of_the_prefix(kitchen: Kitchen) -> None:
 
 FULL = """
 mount -t tmpfs -o size=1m none "$1"
-exec "$2" -m globus_compute_apptainer.build.conda_child "$3" "$4"
+exec "$2" -m globus_compute_apptainer.build.conda.child "$3" "$4"
 """
 
 

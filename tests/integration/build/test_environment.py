@@ -26,13 +26,14 @@ from typing import Any
 
 import pytest
 
-from globus_compute_apptainer.build import inventory, resolution, uv
+from globus_compute_apptainer.build import inventory
 from globus_compute_apptainer.build.apptainer import Apptainer, run
-from globus_compute_apptainer.build.bytecode import compile_bytecode
-from globus_compute_apptainer.build.environment import python_layer
 from globus_compute_apptainer.build.job import Job
 from globus_compute_apptainer.build.layer import Layer, place_marker
 from globus_compute_apptainer.build.layers import Below, sif_with, squash
+from globus_compute_apptainer.build.python import resolution, uv
+from globus_compute_apptainer.build.python.bytecode import compile_bytecode
+from globus_compute_apptainer.build.python.environment import python_layer
 from globus_compute_apptainer.build.site import SiteAccess
 from globus_compute_apptainer.config import BuildConfig
 from globus_compute_apptainer.errors import BuildError
@@ -668,7 +669,7 @@ CHILD = """
 import io, sys, threading, time
 from pathlib import Path
 from globus_compute_apptainer.build.apptainer import Apptainer
-from globus_compute_apptainer.build.environment import python_layer
+from globus_compute_apptainer.build.python.environment import python_layer
 from globus_compute_apptainer.build.inventory import from_json
 from globus_compute_apptainer.build.job import Job
 from globus_compute_apptainer.build.layers import Below

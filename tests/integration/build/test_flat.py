@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from globus_compute_apptainer.build import sif
-from globus_compute_apptainer.build.flat import build_flat
+from globus_compute_apptainer.build.system.flat import build_flat
 from globus_compute_apptainer.errors import BuildError
 from integration.build.overlays import Stack, stacked
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from globus_compute_apptainer import events
-from globus_compute_apptainer.build.flat import build_flat
 from globus_compute_apptainer.build.layer import marker
 from globus_compute_apptainer.build.layers import LAYER_FILE
-from globus_compute_apptainer.build.overlay import OverlayUnsuitableError
+from globus_compute_apptainer.build.system.flat import build_flat
+from globus_compute_apptainer.build.system.overlay import OverlayUnsuitableError
 from globus_compute_apptainer.errors import BuildError
 from integration.build.overlays import Stack, listed, stacked
 

@@ -87,7 +87,7 @@ def assert_installed(workshop, built) -> None:
 @pytest.mark.parametrize("tool", ["uv", "pip"])
 def test_credentials_work_and_stay_outside(workshop, guarded, monkeypatch, tool):
     if tool == "pip":
-        from globus_compute_apptainer.build import flat
+        from globus_compute_apptainer.build.system import flat
 
         monkeypatch.setattr(flat, "_uv", lambda: None)
     workshop.environ["PIP_EXTRA_INDEX_URL"] = guarded
@@ -115,7 +115,7 @@ def test_credentials_are_not_in_the_error(workshop, guarded):
 @pytest.mark.parametrize("tool", ["uv", "pip"])
 def test_a_local_index(workshop, tmp_path, monkeypatch, tool):
     if tool == "pip":
-        from globus_compute_apptainer.build import flat
+        from globus_compute_apptainer.build.system import flat
 
         monkeypatch.setattr(flat, "_uv", lambda: None)
     index = make_index(tmp_path / "index")

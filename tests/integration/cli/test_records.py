@@ -12,7 +12,7 @@ import pytest
 
 from globus_compute_apptainer.build import sif
 from globus_compute_apptainer.build.apptainer import Apptainer
-from globus_compute_apptainer.build.flat import packing
+from globus_compute_apptainer.build.system.flat import packing
 
 if TYPE_CHECKING:
     from tests.integration.cli.conftest import Site

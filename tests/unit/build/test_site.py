@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from globus_compute_apptainer.build import indexes
-from globus_compute_apptainer.build.plan import KIT
 from globus_compute_apptainer.build.site import CA_INSIDE, SiteAccess
+from globus_compute_apptainer.build.system.plan import KIT
 from globus_compute_apptainer.config import BuildConfig
 from globus_compute_apptainer.errors import ConfigError
 

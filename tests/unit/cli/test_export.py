@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from globus_compute_apptainer.build import lock
+from globus_compute_apptainer.build.record import lock
 
 SPEC = '{"base_image": "python:3.11-slim", "pip": ["pandas"], "name": "ml"}'
 FILES = ["image.def", "image.sif", "lock.json", "sbom.cdx.json"]

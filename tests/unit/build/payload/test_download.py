@@ -10,7 +10,7 @@ import time
 import pytest
 
 from globus_compute_apptainer import events
-from globus_compute_apptainer.build.download import download
+from globus_compute_apptainer.build.payload.download import download
 from globus_compute_apptainer.build.site import SiteAccess
 from globus_compute_apptainer.errors import BuildError
 

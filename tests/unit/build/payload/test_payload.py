@@ -13,10 +13,11 @@ import tarfile
 
 import pytest
 
+from globus_compute_apptainer.build import squashfs
 from globus_compute_apptainer.build.apptainer import Apptainer
 from globus_compute_apptainer.build.inventory import Inventory
 from globus_compute_apptainer.build.layers import Below
-from globus_compute_apptainer.build.payload import fetch, payload_layer
+from globus_compute_apptainer.build.payload.payload import fetch, payload_layer
 from globus_compute_apptainer.errors import BuildError
 from globus_compute_apptainer.spec.model import ImageSpec, parse
 from globus_compute_apptainer.spec.policy import Policy
@@ -280,7 +281,7 @@ def test_a_host_without_squashfs_says_so(
     fetched, make_job, below, tmp_path, monkeypatch
 ):
     found = fetched({"a": "1"})
-    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(squashfs, "program", lambda: "/no/such/mksquashfs")
     job = make_job(apptainer=Apptainer("/no/such", "1.4.5"))
     with pytest.raises((BuildError, OSError)):
         payload_layer(job, below, found, Shelf(tmp_path / "v2", "layers"))

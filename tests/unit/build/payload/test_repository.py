@@ -8,8 +8,8 @@ import stat
 
 import pytest
 
-from globus_compute_apptainer.build.contents import Limits
-from globus_compute_apptainer.build.repository import fetch_repository
+from globus_compute_apptainer.build.payload.contents import Limits
+from globus_compute_apptainer.build.payload.repository import fetch_repository
 from globus_compute_apptainer.build.site import SiteAccess
 from globus_compute_apptainer.config import BuildConfig
 from globus_compute_apptainer.errors import BuildError

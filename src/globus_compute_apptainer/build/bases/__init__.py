@@ -1,0 +1,1 @@
+"""Base images: resolved, pulled once, kept by digest."""

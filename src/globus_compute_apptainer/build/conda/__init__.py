@@ -1,0 +1,1 @@
+"""Conda packages: solved and installed on the host, for the image."""

@@ -1,0 +1,1 @@
+"""Payloads: fetched and unpacked on the host, and what they ask for."""

@@ -1,0 +1,1 @@
+"""Python packages: one virtual environment over the base's own Python."""

@@ -1,0 +1,137 @@
+"""Bytecode of a finished image, in a squashfs file of its own beside it.
+
+Runs in the endpoint process. Images are published without bytecode, since compiling
+takes several times as long as all the rest; without it every new process compiles
+anew. So it is made right after, by the image's own Python, and laid over the image
+where containers start.
+
+Nothing is written next to sources: the compiled files are laid out as the image would
+have them, and are *unchecked* (PEP 552): Python takes them without looking at the
+source, whose times may differ from one mount to the next. That is right as long as
+the image below is the one that they were made from, and it never changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from globus_compute_apptainer.build import squashfs
+from globus_compute_apptainer.build.apptainer import Apptainer, bind, run
+from globus_compute_apptainer.build.layer import place_marker
+from globus_compute_apptainer.build.scratch import remove_tree
+from globus_compute_apptainer.build.system.plan import KIT
+
+if TYPE_CHECKING:
+    import threading
+
+NICE: Final = "19"
+
+# Any Python from 3.7 on. Every child takes every n-th file; what does not compile
+# (templates, code for other versions) is left to whoever imports it, and so are tests,
+# often the greater part of a package.
+_PROGRAM: Final = r"""
+import os, py_compile, sys
+from importlib.util import cache_from_source
+out, *roots = sys.argv[1:]
+mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+files = []
+for root in roots:
+    for folder, names, found in os.walk(root):
+        names[:] = [n for n in names if n not in ("__pycache__", "tests", "test")]
+        for name in found:
+            if name.endswith(".py"):
+                files.append(os.path.join(folder, name))
+def compile_every(first, step):
+    for path in files[first::step]:
+        target = cache_from_source(path)
+        if os.path.exists(target):
+            continue
+        try:
+            py_compile.compile(
+                path, out + target, path, doraise=True, invalidation_mode=mode
+            )
+        except Exception:
+            pass
+jobs = max(1, min(len(os.sched_getaffinity(0)), len(files) // 50 + 1))
+children = []
+for number in range(jobs):
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            compile_every(number, jobs)
+            status = 0
+        finally:
+            os._exit(status)
+    children.append(child)
+sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
+"""
+
+
+def _ignore(line: str) -> None:
+    """For those who do not want to know."""
+
+
+def compile_bytecode(
+    apptainer: Apptainer,
+    image: Path,
+    roots: Sequence[str],
+    python: str,
+    target: Path,
+    scratch: Path,
+    *,
+    key: str,
+    timeout: float,
+    cancel: threading.Event | None = None,
+    options: Sequence[str] = (),
+    on_line: Callable[[str], None] = _ignore,
+) -> bool:
+    """Write ``target``, a squashfs file with the bytecode that ``image`` lacks.
+
+    At the lowest priority, on all processors that this process may use.
+
+    :param roots: absolute paths of directories in the image, with all below them;
+        ones that are not there do no harm
+    :param python: absolute path of the image's Python that will use it
+    :param scratch: a directory to make a private one in
+    :param key: names the marker inside, see :mod:`.layer`
+    :param options: of ``exec``, such as overlays
+    :returns: whether it is there. It is not where something failed or was cancelled,
+        or there was nothing to compile; the image is as good as before then
+    """
+    work = scratch / f"bytecode-{target.name}"
+    root = work / "root"
+    for folder in (root, work / "contained"):
+        folder.mkdir(parents=True)
+    argv = apptainer.exec_argv(
+        image,
+        [python, "-I", "-S", "-B", "-c", _PROGRAM, f"{KIT}/root", *roots],
+        binds=[bind(root, f"{KIT}/root")],
+        options=[*options, "--containall", "--workdir", str(work / "contained")],
+        cwd="/",
+    )
+
+    def ends_well(command: Sequence[str]) -> bool:
+        ended = run(
+            ["nice", "-n", NICE, *command],
+            env=apptainer.environment(),
+            timeout=timeout,
+            on_line=on_line,
+            cancel=cancel,
+        )
+        return ended.ok
+
+    try:
+        if not ends_well(argv) or not any(root.iterdir()):
+            return False
+        root.chmod(0o755)
+        place_marker(root, key)
+        pack = [squashfs.program(), str(root), str(target), *squashfs.options()]
+        return ends_well([*pack, "-all-root", "-action", "chmod(ugo+rX)@true"])
+    except OSError as error:
+        on_line(f"no bytecode: {error}")
+        return False
+    finally:
+        remove_tree(work)

@@ -1,0 +1,1 @@
+"""What an image was made from: locks, SBOM, definition file."""

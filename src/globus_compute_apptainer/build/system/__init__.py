@@ -1,0 +1,1 @@
+"""What runs as root inside an image: Debian packages, post, flat images."""

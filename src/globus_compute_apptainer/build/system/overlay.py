@@ -1,0 +1,254 @@
+"""Layers that programs make as root inside the image: Debian packages, and post.
+
+Runs in the endpoint process. The programs run in the base with the lower layers over
+it and a private writable directory on top (fuse-overlayfs or the kernel's overlay,
+Apptainer decides); what they wrote there becomes the layer. Owners other than root
+are kept where this user has sub-ids; else everything belongs to root.
+
+Not everything that can be done to a file system can be told by a layer. Where it
+cannot, and where this host has no such overlays, :class:`OverlayUnsuitableError`
+says so, and the image must be flat.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from globus_compute_apptainer.build import sif, squashfs
+from globus_compute_apptainer.build.layer import layer_key, marker
+from globus_compute_apptainer.build.layers import LAYER_FILE, kept_layer
+from globus_compute_apptainer.build.scratch import remove_tree
+from globus_compute_apptainer.build.system import kit, upper
+from globus_compute_apptainer.build.system.plan import KIT, SEAL_DEFINITION
+
+if TYPE_CHECKING:
+    from globus_compute_apptainer.build.job import Job
+    from globus_compute_apptainer.build.keeper import Keeper
+    from globus_compute_apptainer.build.layer import Layer
+    from globus_compute_apptainer.build.layers import Below
+    from globus_compute_apptainer.build.system.kit import Kit
+
+ALONE: Final = ("--no-home", "--contain", "--pid", "--no-mount", "cwd,tmp")
+"""Of the host, a build sees its kit; its processes end with it."""
+
+PACKING: Final = ("-no-xattrs", "-exit-on-error")
+
+
+# What file systems refuse only because they are overlays: without the right extended
+# attributes, the kernel's cannot remove a directory, or not move one.
+_OVERLAY_FAULT: Final = re.compile(
+    "Input/output error|Invalid cross-device link|Stale file handle"
+)
+
+
+class OverlayUnsuitableError(Exception):
+    """This cannot be a layer, or not here; the text says why."""
+
+
+def apt_layer(job: Job, below: Below, packages: Sequence[str], shelf: Keeper) -> Layer:
+    """A layer of Debian packages and what they depend on.
+
+    Its lock names the packages that came or changed. ``build_env`` of the spec is
+    set while they are installed.
+
+    :param packages: ``name`` or ``name=version``
+    :raises BuildError: they cannot be installed
+    :raises OverlayUnsuitableError: not as a layer
+    """
+    names = sorted(set(packages))
+    key = layer_key(
+        "apt", below=below.keys, packages=names, build_env=job.image.build_env
+    )
+
+    def make(workspace: Path) -> Mapping[str, Any]:
+        installed = _run(job, below, workspace, "apt", key, apt=names)
+        return {"requested": names, **installed}
+
+    return kept_layer(job, shelf, "apt", key, make)
+
+
+def post_layer(
+    job: Job,
+    below: Below,
+    post: Sequence[str],
+    shelf: Keeper,
+    *,
+    post_build: bool = False,
+) -> Layer:
+    """A layer of what the end of the build does: ``postBuild``, then ``post``.
+
+    ``build_env`` of the spec is set for both.
+
+    :param post: lines of a shell script, run in ``/``; it ends at the first command
+        that fails
+    :param post_build: whether the payload's ``postBuild`` is run before, in
+        ``/payload``; which one it is, the payload's layer below says
+    :raises BuildError: they fail
+    :raises OverlayUnsuitableError: not as a layer
+    """
+    key = layer_key(
+        "post",
+        below=below.keys,
+        post=list(post),
+        post_build=post_build,
+        build_env=job.image.build_env,
+    )
+
+    def make(workspace: Path) -> Mapping[str, Any]:
+        installed = _run(
+            job, below, workspace, "post", key, post=post, post_build=post_build
+        )
+        return {"post": list(post), "post_build": post_build, **installed}
+
+    return kept_layer(job, shelf, "post", key, make)
+
+
+def _run(
+    job: Job,
+    below: Below,
+    workspace: Path,
+    kind: str,
+    key: str,
+    *,
+    apt: Sequence[str] = (),
+    post: Sequence[str] = (),
+    post_build: bool = False,
+) -> Mapping[str, Any]:
+    """Make the layer file in ``workspace``; returns what packages it brings."""
+    markers = (marker(key), [layer.marker for layer in below.layers])
+    written = job.scratch / f"overlay-{kind}"
+    written.mkdir()
+    try:
+        with kit.laid_out(
+            job, kind, apt=apt, post=post, post_build=post_build, markers=markers
+        ) as laid:
+            _execute(job, below, written, laid)
+            _seal(job, below, written, laid, workspace / LAYER_FILE)
+            return laid.installed()
+    finally:
+        remove_tree(written)
+
+
+def _execute(job: Job, below: Below, written: Path, laid: Kit) -> None:
+    """Run ``stages.sh`` over the base; what it writes is in ``written``."""
+    argv = job.apptainer.exec_argv(
+        below.sif,
+        ["/bin/sh", f"{KIT}/stages.sh"],
+        binds=laid.binds,
+        # As a build: the first overlay that is named lies on top.
+        options=[
+            *job.apptainer.build_flags,
+            *ALONE,
+            *("--overlay", str(written)),
+            *below.overlays,
+        ],
+        cwd="/",
+    )
+    follower = kit.Follower(job)
+    ended = job.attempt(
+        argv,
+        env=_environment(job, laid),
+        shown="apptainer exec",
+        on_line=follower.line,
+    )
+    if ended.ok:
+        return
+    _check_overlay(job, laid)
+    raise kit.failure(job, laid, follower)
+
+
+def _check_overlay(job: Job, laid: Kit) -> None:
+    """:raises OverlayUnsuitableError: it was the overlay that did not work"""
+    said = job.transcript.failure
+    if said is not None and said.code == "overlay-unavailable":
+        job.transcript.failure = None
+        raise OverlayUnsuitableError(said.message)
+    if said is None and not (laid.work / "before").exists():
+        last = next(iter(reversed(job.transcript.tail)), "nothing was said")
+        raise OverlayUnsuitableError(
+            "a container that can be written to does not start here: "
+            + re.sub(r"^[A-Z]+:\s+", "", last)
+        )
+    strange = next(filter(_OVERLAY_FAULT.search, job.transcript.tail), None)
+    if strange is not None:
+        raise OverlayUnsuitableError(f"not possible in an overlay here: {strange}")
+
+
+def _seal(job: Job, below: Below, written: Path, laid: Kit, target: Path) -> None:
+    """Pack what was written; see :mod:`.upper`.
+
+    :raises OverlayUnsuitableError: a layer would show it wrongly
+    """
+    tree, answer = written / "upper", laid.folder / "answer.json"
+    squashfs.find("unsquashfs") or "unsquashfs"
+    order = {
+        "upper": str(tree),
+        "below": _listings(below),
+        "drop": [KIT.lstrip("/")],
+        "answer": str(answer),
+        "pack": [
+            squashfs.program(),
+            *(str(tree), str(target)),
+            *(*squashfs.options(), *PACKING),
+        ],
+    }
+    (laid.folder / "order.json").write_text(json.dumps(order), encoding="utf-8")
+    definition = laid.folder / "seal.def"
+    definition.write_text(SEAL_DEFINITION, encoding="utf-8")
+    argv = job.apptainer.build_argv(
+        definition, laid.folder / "nothing", options=["--sandbox"]
+    )
+    env = {
+        **_environment(job, laid),
+        **program(upper.__file__),
+        "GC_APPTAINER_SEAL": str(laid.folder / "order.json"),
+    }
+    job.run(argv, env=env, shown="mksquashfs", on_line=_Remarks(job).line)
+    reason = json.loads(answer.read_text(encoding="utf-8"))["reason"]
+    if reason:
+        raise OverlayUnsuitableError(reason)
+
+
+def _listings(below: Below) -> list[list[str]]:
+    """Commands that list every file system that is laid over another."""
+    try:
+        found = sif.parts(below.sif)
+        parts = [sif.system(found), *sif.overlays(found)]
+    except sif.SifError as error:
+        raise OverlayUnsuitableError(f"the base image is {error}") from None
+    places = [["-o", str(part.offset), str(below.sif)] for part in parts]
+    places += [[str(layer.file)] for layer in below.layers]
+    program = squashfs.find("unsquashfs") or "unsquashfs"
+    return [[program, "-l", *place] for place in places]
+
+
+@dataclass(frozen=True)
+class _Remarks:
+    """Passes on what our program says in a build of nothing, not what Apptainer says
+    of that build: there is no stage in it."""
+
+    job: Job
+
+    def line(self, text: str) -> None:
+        if not text.startswith(("INFO: ", "+ ")):
+            self.job.transcript.line(text)
+
+
+def program(path: str | None) -> dict[str, str]:
+    """Variables by which a constant definition finds one of our programs."""
+    return {
+        "GC_APPTAINER_PYTHON": sys.executable,
+        "GC_APPTAINER_PROGRAM": str(path),
+    }
+
+
+def _environment(job: Job, laid: Kit) -> dict[str, str]:
+    place = str(laid.outside)
+    extra = {**job.site.caller, "APPTAINER_TMPDIR": place, "TMPDIR": place}
+    return {**job.apptainer.environment(), **extra}
