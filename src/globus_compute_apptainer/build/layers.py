@@ -106,7 +106,7 @@ def squash(job: Job, root: Path, target: Path, *options: str) -> None:
 
     :raises BuildError: mksquashfs is not there or fails
     """
-    argv = [squashfs.program(), str(root), str(target), *squashfs.options()]
+    argv = [squashfs.program(), str(root), str(target), *squashfs.options(fast=True)]
     argv += ["-all-root", *options]
     job.run(argv, env=job.apptainer.environment(), shown="mksquashfs")
 

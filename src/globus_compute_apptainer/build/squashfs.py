@@ -1,7 +1,8 @@
 """``mksquashfs``: where it is, what it can, and how it is told to pack.
 
 Runs in the endpoint process. zstd at level 3 packs as small as gzip and seven times
-as fast; zstd's own default level is as slow as gzip.
+as fast; zstd's own default level is as slow as gzip. Level 1 takes 30 % less time than
+level 3 for 6 % more space (``tests/bench/build``): for what somebody waits for.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import subprocess
 from typing import Final
 
 ZSTD: Final = ("-comp", "zstd", "-Xcompression-level", "3")
+ZSTD_FAST: Final = ("-comp", "zstd", "-Xcompression-level", "1")
 
 _SBIN: Final = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 _SECONDS: Final = 60.0
@@ -28,10 +30,10 @@ def program() -> str:
     return find("mksquashfs") or "mksquashfs"
 
 
-def options() -> list[str]:
-    """How to pack a layer; gzip where this ``mksquashfs`` knows no better."""
+def options(*, fast: bool = False) -> list[str]:
+    """How to pack; gzip where this ``mksquashfs`` knows no better."""
     quiet = ["-noappend", "-no-progress", "-quiet"]
-    return [*quiet, *(ZSTD if has_zstd() else ())]
+    return [*quiet, *((ZSTD_FAST if fast else ZSTD) if has_zstd() else ())]
 
 
 @functools.cache

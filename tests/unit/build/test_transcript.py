@@ -56,25 +56,25 @@ def test_a_build_from_start_to_end(transcript, log, told, clock):
     transcript.enter("pull", "apptainer build")
     transcript.line("INFO:    Fetching OCI image...")
     clock.now = 5.0
-    transcript.line("@@stage pip")
-    transcript.line("@@run uv pip install -r x")
-    transcript.line("Resolved 1 package")
+    transcript.line("@@stage apt")
+    transcript.line("@@run apt-get install x")
+    transcript.line("Setting up x")
     clock.now = 7.5
     transcript.line("INFO:    Creating SIF file...")
     clock.now = 9.0
     transcript.finish("done")
     clock.now = 100.0
-    assert transcript.stage_seconds() == {"pull": 5.0, "pip": 2.5, "pack": 1.5}
+    assert transcript.stage_seconds() == {"pull": 5.0, "apt": 2.5, "pack": 1.5}
     assert log.getvalue() == (
         "=== pull: apptainer build\nINFO:    Fetching OCI image...\n"
-        "=== pip\n$ uv pip install -r x\nResolved 1 package\n"
+        "=== apt\n$ apt-get install x\nSetting up x\n"
         "=== pack: mksquashfs\nINFO:    Creating SIF file...\n=== done\n"
     )
     assert told == [
         events.StageStarted("sha256:x", "pull"),
         events.OutputLine("sha256:x", "INFO:    Fetching OCI image..."),
-        events.StageStarted("sha256:x", "pip"),
-        events.OutputLine("sha256:x", "Resolved 1 package"),
+        events.StageStarted("sha256:x", "apt"),
+        events.OutputLine("sha256:x", "Setting up x"),
         events.StageStarted("sha256:x", "pack"),
         events.OutputLine("sha256:x", "INFO:    Creating SIF file..."),
     ]

@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from globus_compute_apptainer.build.python import standins
+from globus_compute_apptainer.build.python import settings, standins
 from globus_compute_apptainer.build.scratch import remove_tree
 
 if TYPE_CHECKING:
@@ -108,6 +108,11 @@ class HostUv:
             "TMPDIR": str(self.work),
             "UV_CACHE_DIR": str(self.packages / "uv"),
         }
+        found, text = settings.replaced(found)
+        if text:
+            file = self.work / "uv.toml"  # the directory is private
+            file.write_text(text, encoding="utf-8")
+            found["UV_CONFIG_FILE"] = str(file)
         return with_links(found, links.as_uri() if links else "")
 
 
