@@ -21,6 +21,7 @@ sys.path.insert(0, str(TESTS))  # for the helpers beside this folder
 
 from loopback.testbed import Bed, testbed  # noqa: E402
 from provision import services  # noqa: E402
+from provision.conda_channel import Channel, Package  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -108,11 +109,17 @@ def container_bed(
     venv_bin: Path,
     image_registry: str,
 ) -> Iterator[Bed]:
-    """An endpoint with our engine, from the workstation template, its cache empty."""
+    """An endpoint with our engine, from the workstation template, its cache empty, with
+    a conda channel of its own that has the package ``tool``."""
     if not shutil.which("apptainer"):
         pytest.fail("Apptainer is not installed")
     workdir = tmp_path_factory.mktemp("containers")
     images = workdir / "images"
+    channel = Channel(workdir / "channel")
+    channel.add(Package("tool", files={"bin/tool": "#!/bin/sh\necho tool of conda\n"}))
+    build = f"""
+      http_registries: ['{image_registry}']
+      conda_channels: ['{channel.url}']"""
     with testbed(
         workdir,
         rabbitmq=broker,
@@ -120,7 +127,7 @@ def container_bed(
         template_dir=WORKSTATION,
         template_edits={
             "cache_dir: ~/.cache/globus-compute-apptainer": f"cache_dir: {images}",
-            "    build:": f"    build:\n      http_registries: ['{image_registry}']",
+            "    build:": f"    build:{build}",
             "idle_heartbeats_soft: 10": "heartbeat_period: 5",
         },
     ) as bed:

@@ -142,6 +142,37 @@ def test_second_spec_needs_no_second_user_endpoint(
     assert bed.uep_pid() == before
 
 
+def seen_of_everything():
+    import pathlib
+    import shutil
+    import subprocess
+
+    import humanize
+
+    found = shutil.which("tool")
+    return {
+        "humanize": humanize.intcomma(1234567),
+        "tool": [found, subprocess.check_output([found], text=True)],
+        "post_build": pathlib.Path("/payload/made").read_text(),
+    }
+
+
+def test_conda_and_repo2docker_files_together(bed: Bed, image_registry: str):
+    spec = container(
+        image_registry,
+        conda=["tool"],
+        files={
+            "requirements.txt": "humanize\n",
+            "postBuild": "#!/bin/sh\necho by postBuild >made\n",
+        },
+    )
+    assert run(bed, spec, seen_of_everything).result() == {
+        "humanize": "1,234,567",
+        "tool": ["/.gc-apptainer/conda/bin/tool", "tool of conda\n"],
+        "post_build": "by postBuild\n",
+    }
+
+
 def test_other_python_than_client_and_endpoint(bed: Bed, image_registry: str):
     spec = container(image_registry, "python:3.13-slim")
     found = run(bed, spec, surroundings).result()

@@ -7,9 +7,11 @@ say so, since a test that skips itself would hide a missing install step.
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))  # for the services beside this folder
 
 from provision import services  # noqa: E402
+from provision.oci import Layered, OwnRegistry, call  # noqa: E402
 
 
 def _state_dir() -> Path:
@@ -86,3 +89,48 @@ def python_sif(pull) -> Path:
 def nopython_sif(pull) -> Path:
     """A base image without Python."""
     return pull("nopython:latest")
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[OwnRegistry]:
+    found = OwnRegistry(tmp_path / "registry")
+    found.start()
+    yield found
+    found.stop()
+
+
+@pytest.fixture(scope="session")
+def nopython_layout(registry: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    layout = tmp_path_factory.mktemp("nopython") / "oci"
+    tool = ["skopeo", "--insecure-policy", "copy", "--src-tls-verify=false"]
+    call(*tool, f"docker://{registry}/nopython:latest", f"oci:{layout}:made")
+    return layout
+
+
+@pytest.fixture
+def layered(tmp_path: Path, nopython_layout: Path) -> Layered:
+    """On a real base without Python."""
+    layout = tmp_path / "image" / "oci"
+    shutil.copytree(nopython_layout, layout)
+    return Layered(layout, tmp_path / "image")
+
+
+@pytest.fixture
+def configured(apptainer: Apptainer, tmp_path: Path) -> Callable[..., Apptainer]:
+    """``configured(enable_overlay="no")``: an Apptainer with that in its settings."""
+    asked = [apptainer.path, "buildcfg", "APPTAINER_CONF_FILE"]
+    answer = subprocess.run(asked, capture_output=True, text=True, check=True)
+    shipped = Path(answer.stdout.strip()).read_text()
+
+    def configure(**settings: str) -> Apptainer:
+        changed = shipped
+        for name, value in settings.items():
+            name = name.replace("_", " ")
+            changed = re.sub(rf"(?m)^#? ?{name} =.*$", f"{name} = {value}", changed)
+        config, program = tmp_path / "apptainer.conf", tmp_path / "apptainer"
+        config.write_text(changed)
+        program.write_text(f'#!/bin/sh\nexec {apptainer.path} -c {config} "$@"\n')
+        program.chmod(0o755)
+        return Apptainer.find(str(program))
+
+    return configure

@@ -58,6 +58,9 @@ def test_the_environment_file_is_yaml(name: str) -> None:
         {"pip": ['x\n  policy: {allow_post: true} #"'], "env": {'a": 1}\n': "b"}},
         {"env": {"A": 'it\'s "quoted", {braced}, [x]: # y\nnext'}},
         {"pip": [], "gpu": None, "n": 1.5, "b": True},
+        {"conda": "dependencies:\n- python=3.11\n- pip: [six]\n", "refresh": "7d"},
+        {"conda": {"channels": ["a"], "dependencies": ["b", {"pip": ["c"]}]}},
+        {"payload_url": "https://h/r.git#v1", "files": {"postBuild": "#!/bin/sh\n:\n"}},
     ],
 )
 def test_a_clients_spec_arrives_unchanged_and_cannot_leave_its_place(

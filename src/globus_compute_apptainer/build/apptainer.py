@@ -32,7 +32,7 @@ from globus_compute_apptainer.errors import HostError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Apptainer", "Completed", "Mode", "bind", "choose_mode", "run"]
+__all__ = ["ALONE", "Apptainer", "Completed", "Mode", "bind", "choose_mode", "run"]
 
 OLDEST: Final = (1, 1)
 VERSION_TIMEOUT_SECONDS: Final = 60.0
@@ -62,6 +62,7 @@ SIF_ARCHITECTURES: Final = {
     "ppc64le": 6,
     "riscv64": 12,
 }
+_PROXY: Final = re.compile(r"(https?|ftp|all|no)_proxy\Z", re.IGNORECASE)
 _GPU_OPTIONS: Final = {"nvidia": "--nv", "rocm": "--rocm"}
 
 
@@ -71,6 +72,11 @@ class Mode:
 
     exec_flags: tuple[str, ...] = ()
     build_flags: tuple[str, ...] = ()
+
+
+ALONE: Final = ("--no-home", "--contain", "--pid", "--no-mount", "cwd,tmp")
+"""Options of ``exec`` for what is of a user's choice: it sees nothing of the host,
+not its ``/tmp`` or memory, where other builds work; its processes end with it."""
 
 
 def choose_mode(uid: int, capabilities: int, last_capability: int) -> Mode:
@@ -232,6 +238,12 @@ class Apptainer:
                 raise ValueError(f"not a name of an environment variable: {name!r}")
             kept[f"APPTAINERENV_{name}"] = value
         return {**kept, **extra}
+
+
+def without_proxies(environment: Mapping[str, str]) -> dict[str, str]:
+    """For containers that need no network: Apptainer passes all proxy variables on,
+    whatever it is told, and their URLs may hold credentials."""
+    return {n: v for n, v in environment.items() if not _PROXY.match(n)}
 
 
 def _ask_version(path: str) -> str:

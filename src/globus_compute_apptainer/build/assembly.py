@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from globus_compute_apptainer.build import inventory
 from globus_compute_apptainer.build.conda.conda import conda_layer
@@ -29,7 +29,7 @@ from globus_compute_apptainer.build.system.overlay import (
 from globus_compute_apptainer.owners import owned_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from globus_compute_apptainer.build.bases.base import Base
@@ -224,14 +224,21 @@ class Assembly:
     def _rebase(self, kind: str, apt: Sequence[str] = ()) -> None:
         """Make one file of all that is there by now, and go on from that."""
         target = self.job.scratch / f"base-with-{kind}.sif"
-        key = layer_key("flat", below=self._below.keys, apt=list(apt))
-        self._flatten(target, apt=apt)
+        lock = self._flatten(target, apt=apt)
+        key = layer_key(
+            "flat",
+            below=self._below.keys,
+            apt=lock if apt else None,
+            build_env=self.job.image.build_env if apt else None,
+        )
         self._below = Below(key, target, self._below.inventory)
 
     def _flatten(
         self, target: Path, *, apt: Sequence[str] = (), post: bool = False
-    ) -> None:
-        wanted = self._wanted if post else None
+    ) -> Mapping[str, Any]:
+        # Post may have been run already, for an image that showed no layers then.
+        done = any(layer.kind == "post" for layer in self._made)
+        wanted = self._wanted if post and not done else None
         lock = build_flat(
             self.job,
             self._below.sif,
@@ -243,6 +250,11 @@ class Assembly:
         )
         if apt:
             self._made.append(Layer("apt", "", target, lock))
+        if wanted and (wanted.post or wanted.post_build):
+            told = {"post": list(wanted.post), "post_build": wanted.post_build}
+            told |= {name: lock[name] for name in lock if name != "requested"}
+            self._made.append(Layer("post", "", target, told))
+        return lock
 
     def _look(self) -> None:
         """Take the inventory of all that is there by now; kept for next time."""

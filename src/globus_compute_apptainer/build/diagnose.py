@@ -211,8 +211,8 @@ _RULES: Final = (
     ),
     _Rule(
         r"ResolutionImpossible|conflicting dependencies|which are incompatible$"
-        r"|conclude that .* and .* are incompatible",
-        "package-not-found",
+        r"|conclude that (.* and .* are incompatible|you require )",
+        "package-conflict",
         "the packages asked for do not go together",
         "loosen the versions in `pip`",
         _PIP,
@@ -258,7 +258,7 @@ _RULES: Final = (
     _Rule(
         r"E: Unable to correct problems|have unmet dependencies"
         r"|E: Packages need to be removed but remove is disabled",
-        "package-not-found",
+        "package-conflict",
         "the Debian packages asked for do not go together or with the base image",
         "loosen the versions in `apt`",
         _APT,

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from globus_compute_apptainer.build.apptainer import ALONE, without_proxies
 from globus_compute_apptainer.build.layer import HOME
 
 if TYPE_CHECKING:
@@ -203,10 +204,10 @@ def take(job: Job, sif: Path, options: Sequence[str] = ()) -> Inventory:
     argv = job.apptainer.exec_argv(
         sif,
         ["/bin/sh", "-c", _SHELL, "sh", _PYTHON, HOME],
-        options=["--no-home", *options],
+        options=[*ALONE, *options],
         cwd="/",
     )
-    env = job.apptainer.environment()
+    env = without_proxies(job.apptainer.environment())
     ended = job.attempt(argv, env=env, shown=f"look into {sif.name}", on_line=sort)
     found = parse(answers)
     if found is None:

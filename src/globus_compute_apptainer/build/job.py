@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 HINTS: Final[Mapping[str, str]] = {
     "no-python": "choose a base image with Python, such as python:3.11-slim, or add "
     '"python3" to `apt`',
-    "no-pip": 'add "python3-pip" to `apt`, or choose another base image',
     "python-mismatch": "leave `python` out, or choose a base image that has it",
     "no-apt": "`apt` needs a base image of the Debian family",
 }

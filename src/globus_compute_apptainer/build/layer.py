@@ -36,6 +36,8 @@ class Layer:
 
     :param kind: ``apt``, ``conda``, ``pip``, ``payload`` or ``post``
     :param key: ``sha256:…``, see :func:`layer_key`
+    :param making: tells this one from others with the same key, which a fresh build
+        made anew; empty for the first
     :param file: the squashfs file, with :func:`marker` inside
     :param lock: what is in it, for the image's lock: plain JSON
     """
@@ -44,6 +46,12 @@ class Layer:
     key: str
     file: Path
     lock: Mapping[str, Any] = field(default_factory=dict)
+    making: str = ""
+
+    @property
+    def identity(self) -> str:
+        """For keys of what is made on it."""
+        return f"{self.key}/{self.making}" if self.making else self.key
 
     @property
     def size(self) -> int:

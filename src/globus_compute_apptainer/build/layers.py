@@ -5,16 +5,18 @@ Runs in the endpoint process.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from globus_compute_apptainer.build import squashfs
-from globus_compute_apptainer.build.layer import Layer
+from globus_compute_apptainer.build.layer import Layer, layer_key
 
 if TYPE_CHECKING:
     from globus_compute_apptainer.build.inventory import Inventory
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 LAYER_FILE: Final = "layer.sqfs"
 LOCK_FILE: Final = "layer.json"
+MAKING_FILE: Final = "making"
 
 COPY_BYTES: Final = 64 * 1024**2
 
@@ -49,7 +52,7 @@ class Below:
     @property
     def keys(self) -> list[str]:
         """For keys of layers that depend on everything below them."""
-        return [self.base_digest, *(layer.key for layer in self.layers)]
+        return [self.base_digest, *(layer.identity for layer in self.layers)]
 
     @property
     def overlays(self) -> list[str]:
@@ -70,35 +73,61 @@ def kept_layer(
 ) -> Layer:
     """The layer with this key, made only if it is not on the shelf.
 
+    A fresh job makes it anew, and later builds get that one; the earlier one stays, for
+    those who have it already.
+
     :param make: gets a workspace on the shelf's file system, must leave
         :data:`LAYER_FILE` there (its marker inside, see
         :func:`~.layer.place_marker`), and returns the layer's lock
     :raises BuildError: what ``make`` raises
     """
-    found = None if job.fresh else shelf.find(key)
+    found = None if job.fresh else _newest(shelf, key)
     if found is None:
         with shelf.lock(key, cancel=job.cancel, timeout=max(1.0, job.left())):
-            found = None if job.fresh else shelf.find(key)
+            found = None if job.fresh else _newest(shelf, key)
             if found is None:
-                found = _made(shelf, key, make, replace=job.fresh)
-    lock = json.loads((found / LOCK_FILE).read_text(encoding="utf-8"))
-    return Layer(kind, key, found / LAYER_FILE, lock)
+                found = _made(shelf, key, make)
+    place, making = found
+    lock = json.loads((place / LOCK_FILE).read_text(encoding="utf-8"))
+    return Layer(kind, key, place / LAYER_FILE, lock, making)
+
+
+def _newest(shelf: Keeper, key: str) -> tuple[Path, str] | None:
+    """Where the last making of a layer is, and which one it is."""
+    with contextlib.suppress(OSError):
+        if (told := shelf.find(_newest_key(key))) is not None:
+            making = (told / MAKING_FILE).read_text(encoding="ascii")
+            if (place := shelf.find(_made_key(key, making))) is not None:
+                return place, making
+    place = shelf.find(key)
+    return None if place is None else (place, "")
 
 
 def _made(
-    shelf: Keeper,
-    key: str,
-    make: Callable[[Path], Mapping[str, Any]],
-    *,
-    replace: bool,
-) -> Path:
+    shelf: Keeper, key: str, make: Callable[[Path], Mapping[str, Any]]
+) -> tuple[Path, str]:
+    """One that is there already stays: other builds are using it at this moment, and
+    layers were made on it that do not fit another."""
+    making = secrets.token_hex(16) if shelf.find(key) is not None else ""
     with shelf.workspace() as workspace:
         lock = make(workspace)
         text = json.dumps(lock, indent=1, sort_keys=True) + "\n"
         (workspace / LOCK_FILE).write_text(text, encoding="utf-8")
-        if replace:
-            shelf.remove(key)
-        return shelf.keep(key, workspace)
+        place = shelf.keep(_made_key(key, making), workspace)
+    if making:
+        with shelf.workspace() as workspace:
+            (workspace / MAKING_FILE).write_text(making, encoding="ascii")
+            shelf.remove(_newest_key(key))
+            shelf.keep(_newest_key(key), workspace)
+    return place, making
+
+
+def _made_key(key: str, making: str) -> str:
+    return layer_key("made", of=key, making=making) if making else key
+
+
+def _newest_key(key: str) -> str:
+    return layer_key("newest", of=key)
 
 
 def squash(job: Job, root: Path, target: Path, *options: str) -> None:
@@ -107,7 +136,8 @@ def squash(job: Job, root: Path, target: Path, *options: str) -> None:
     :raises BuildError: mksquashfs is not there or fails
     """
     argv = [squashfs.program(), str(root), str(target), *squashfs.options(fast=True)]
-    argv += ["-all-root", *options]
+    # Without the last, a file that cannot be read is packed as an empty one.
+    argv += ["-all-root", "-no-xattrs", "-exit-on-error", *options]
     job.run(argv, env=job.apptainer.environment(), shown="mksquashfs")
 
 

@@ -1,6 +1,7 @@
 """Looking into a finished image: does it start, and what is in it.
 
-Runs in the endpoint process; one ``exec`` of the image, nothing of the user's runs.
+Runs in the endpoint process; one ``exec`` of the image. Packages may
+have code that every start of Python runs, so it sees nothing of the host.
 """
 
 from __future__ import annotations
@@ -8,7 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from globus_compute_apptainer.build.apptainer import Apptainer, Completed, run
+from globus_compute_apptainer.build.apptainer import (
+    ALONE,
+    Apptainer,
+    Completed,
+    run,
+    without_proxies,
+)
 
 if TYPE_CHECKING:
     import threading
@@ -111,10 +118,10 @@ def probe(
     argv = apptainer.exec_argv(
         image,
         ["/bin/sh", "-c", _SHELL, "sh", _PYTHON, *files],
-        options=["--no-home"],
+        options=ALONE,
         cwd="/",
     )
-    env = apptainer.environment()
+    env = without_proxies(apptainer.environment())
     ended = run(argv, env=env, timeout=timeout, on_line=sort, cancel=cancel)
     return (parse(answers) if ended.ok else None), ended
 

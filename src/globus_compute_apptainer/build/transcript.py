@@ -132,7 +132,9 @@ class Transcript:
 
     def _marker(self, text: str) -> bool:
         kind, _, rest = text.partition(" ")
-        if kind == "@@stage" and self._is_ahead(rest):
+        if kind == "@@stage" and rest == self.stage:
+            pass  # entered by whoever started what says so
+        elif kind == "@@stage" and self._is_ahead(rest):
             self.enter(rest)
         elif kind == "@@run":
             self.begin(rest)

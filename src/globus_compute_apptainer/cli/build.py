@@ -22,6 +22,7 @@ from globus_compute_apptainer.cli.progress import Progress
 from globus_compute_apptainer.client.outcome import text_of
 from globus_compute_apptainer.config import ContainersConfig
 from globus_compute_apptainer.endpoint.requests import Wanted
+from globus_compute_apptainer.errors import BuildError, SpecError
 from globus_compute_apptainer.images import ImageService, Ready, open_service
 
 
@@ -30,8 +31,8 @@ def run(options: argparse.Namespace) -> int:
     config = inputs.settings(options.config, options.cache_dir).config
     locked = None
     if options.locked is not None:
-        locked = lock.parse(text_of(Path(options.locked)))
-        wanted = wanted_by(locked, config)
+        origins.refuse_choices(_choices(options), "--locked")
+        locked, wanted = _locked(Path(options.locked), config)
     else:
         wanted = inputs.wanted(_spec(options, config), config)
     with Progress(verbose=options.verbose, quiet=options.json) as progress:
@@ -58,8 +59,8 @@ def obtain(
     service = open_service(config, os.environ, sink)
     with contextlib.closing(service):
         ready = _obtained(service, wanted, fresh=fresh, locked=locked)
-        if isinstance(sink, Progress):
-            sink.waiting("Python's bytecode is compiled")
+        if isinstance(sink, Progress) and ready.cache == "built":
+            sink.waiting("Python's bytecode is compiled", tell=True)
         service.settle()
         return ready
 
@@ -88,16 +89,28 @@ def describe(ready: Ready) -> dict[str, Any]:
     }
 
 
+def _locked(path: Path, config: ContainersConfig) -> tuple[Lock, Wanted]:
+    try:
+        locked = lock.parse(text_of(path))
+        return locked, wanted_by(locked, config)
+    except BuildError as error:  # nothing was built yet
+        raise SpecError(error.message, hint=error.hint, code=error.code) from None
+
+
 def _spec(options: argparse.Namespace, config: ContainersConfig) -> object:
-    choices = origins.Choices(
+    choices = _choices(options)
+    if options.origin is not None:
+        return origins.spec(Path(options.origin), choices)
+    return inputs.spec(options.spec, config, choices)
+
+
+def _choices(options: argparse.Namespace) -> origins.Choices:
+    return origins.Choices(
         options.python,
         tuple(options.extra),
         tuple(options.group),
         tuple(options.skip),
     )
-    if options.origin is not None:
-        return origins.spec(Path(options.origin), choices)
-    return inputs.spec(options.spec, config, choices)
 
 
 def _obtained(

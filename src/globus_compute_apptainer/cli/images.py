@@ -37,9 +37,15 @@ def _row(image: StoredImage) -> tuple[str, ...]:
     return (
         manifest.name or "-",
         output.short(manifest.spec_digest),
-        manifest.base,
+        _base(manifest.base),
         manifest.python_version or "-",
         output.size(manifest.size),
         manifest.created[:19].replace("T", " "),
         str(len(manifest.packages)),
     )
+
+
+def _base(reference: str) -> str:
+    """A digest cut short; it would make the table wide, and ``show`` has it whole."""
+    name, at, digest = reference.partition("@sha256:")
+    return f"{name}{at}{digest[:12]}{'…' if digest else ''}"

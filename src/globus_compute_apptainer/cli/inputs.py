@@ -60,20 +60,21 @@ def spec(
 
     :param argument: inline JSON, ``-``, a path, or the name of a configured image; a
         path may also be of what specs are made of, see :mod:`.origins`
+    :param choices: for the latter only
     :raises SpecError: it cannot be read
     """
+    if _is_origin(argument):
+        return origins.spec(Path(argument), choices)
+    if choices is not None:
+        origins.refuse_choices(choices, argument)
     if argument.lstrip().startswith("{"):
         return _parsed(argument, "the argument", as_json=True)
     if argument == "-":
         text = sys.stdin.read()
         return _parsed(text, "standard input", as_json=text.lstrip().startswith("{"))
     path = Path(argument)
-    # Path.exists() raises for names that no file can have.
-    there = os.path.exists(argument)  # noqa: PTH110
-    if argument in config.images and not there:
+    if argument in config.images and not _is_there(argument):
         return argument
-    if there and origins.is_known(path):
-        return origins.spec(path, choices)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -83,6 +84,17 @@ def spec(
             code="spec-unreadable",
         ) from None
     return _parsed(text, argument, as_json=path.suffix == ".json")
+
+
+def _is_origin(argument: str) -> bool:
+    if argument == "-" or argument.lstrip().startswith("{"):
+        return False
+    return _is_there(argument) and origins.is_known(Path(argument))
+
+
+def _is_there(argument: str) -> bool:
+    # Path.exists() raises for names that no file can have.
+    return os.path.exists(argument)  # noqa: PTH110
 
 
 def wanted(attached: object, config: ContainersConfig) -> Wanted:

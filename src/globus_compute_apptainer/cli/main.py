@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,7 @@ from globus_compute_apptainer.errors import (
 )
 
 OK, FAILED, USAGE, UNSUITABLE, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143
+_BROKEN_PIPE = 141
 
 _EPILOG = """\
 exit codes:
@@ -63,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     try:
         with _terminated_as_interrupt():
-            return _verb(options.verb)(options)
+            status = _verb(options.verb)(options)
+            sys.stdout.flush()
+            return status
     except ContainerError as error:
         output.error(error, as_json=options.json)
         return exit_code(error)
@@ -73,6 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         output.error(_not_installed(missing), as_json=options.json)
         return UNSUITABLE
+    except BrokenPipeError:  # as of `gc-apptainer images | head -1`
+        # What is still to be written must not fail once more at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
     except _TerminatedError:
         return TERMINATED
     except KeyboardInterrupt:

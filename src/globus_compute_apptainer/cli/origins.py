@@ -25,6 +25,8 @@ KINDS: Final = (
     " script with a # /// script block, or a directory as repo2docker reads it"
 )
 _MOST_NAMES: Final = 20_000
+_ALONE: Final = ("uv.lock", "pylock.toml", "pyproject.toml")
+"""Read when they are named, but not by repo2docker (or only if they build)."""
 _SKIPPED: Final = frozenset({".git", ".venv", "__pycache__", "node_modules"})
 
 
@@ -59,7 +61,27 @@ def spec(path: Path, choices: Choices | None = None) -> dict[str, Any]:
             hint=f"known are {KINDS}",
             code="spec-unreadable",
         )
-    return read(path, choices or Choices())
+    chosen = choices or Choices()
+    refuse_choices(chosen, str(path), _TAKES[read])
+    return read(path, chosen)
+
+
+def refuse_choices(
+    choices: Choices, what: str, takes: frozenset[str] = frozenset()
+) -> None:
+    """Nothing that was chosen is passed over in silence.
+
+    :param takes: names of the choices that mean something for ``what``
+    :raises SpecError: others were made
+    """
+    made = [name for name, value in vars(choices).items() if value]
+    useless = [f"--{name.removesuffix('s')}" for name in made if name not in takes]
+    if useless:
+        raise SpecError(
+            f"{' and '.join(useless)} cannot be used with {what:.80}",
+            hint="write there what you need",
+            code="spec-unreadable",
+        )
 
 
 Reader = Callable[[Path, Choices], dict[str, Any]]
@@ -122,15 +144,23 @@ def _directory(path: Path, choices: Choices) -> dict[str, Any]:
         " need into a directory binder/, then the project is not installed",
     )
     fields = _fields(found, texts)
+    if not fields:
+        raise _nothing(path)
     if choices.python:
         fields["python"] = choices.python
-    if not fields:
-        raise SpecError(
-            f"{path} has none of the files that say what an image needs",
-            hint=", ".join(FILES),
-            code="spec-unreadable",
-        )
     return fields
+
+
+def _nothing(path: Path) -> SpecError:
+    """A directory of which repo2docker would make an empty image."""
+    also = [name for name in _ALONE if (path / name).is_file()]
+    hint = f"gc-apptainer build {path / also[0]}" if also else ", ".join(FILES)
+    but = f", as repo2docker reads it; {also[0]} by itself can be read" if also else ""
+    return SpecError(
+        f"{path} has none of the files that say what an image needs{but}",
+        hint=hint,
+        code="spec-unreadable",
+    )
 
 
 def _fields(found: Ingested, texts: Mapping[str, str]) -> dict[str, Any]:
@@ -148,6 +178,16 @@ def _fields(found: Ingested, texts: Mapping[str, str]) -> dict[str, Any]:
     )
     given = {"pip": list(found.pip), "files": kept}
     return {name: value for name, value in given.items() if value}
+
+
+_TAKES: Final[Mapping[Reader, frozenset[str]]] = {
+    _requirements: frozenset({"python", "skip"}),
+    _environment: frozenset({"python"}),
+    _project: frozenset({"python", "extras", "groups", "skip"}),
+    _lock: frozenset({"python", "extras", "groups", "skip"}),
+    _script: frozenset({"python", "skip"}),
+    _directory: frozenset({"python"}),
+}
 
 
 class _Texts(Mapping[str, str]):

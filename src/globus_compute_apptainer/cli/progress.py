@@ -99,11 +99,16 @@ class Progress:
         with self._lock:
             self._print(Text(text))
 
-    def waiting(self, for_what: str) -> None:
-        """What is waited for until the next stage begins."""
+    def waiting(self, for_what: str, *, tell: bool = False) -> None:
+        """What is waited for until the next stage begins.
+
+        :param tell: without a terminal, too
+        """
         with self._lock:
             self._stage, self._line, self._far = "", for_what, ""
             self._stage_began = self._clock()
+            if tell and not self._console.is_terminal:
+                self._print(Text(f"[{self._clock() - self._began:6.1f} s] {for_what}"))
 
     def _enter(self, stage: str) -> None:
         self._leave(failed=False)

@@ -132,9 +132,13 @@ def _layers(manifest: Manifest) -> list[tuple[str, str]]:
         size = layer.get("size")
         words = [output.short(str(layer.get("key", "")))]
         words += [output.size(size)] if isinstance(size, int) else []
-        words += [f"{counts[kind]} packages"] if counts.get(kind) else []
+        words += [_counted(counts[kind])] if counts.get(kind) else []
         rows.append((kind, "  ".join(word for word in words if word)))
     return rows
+
+
+def _counted(packages: int) -> str:
+    return f"{packages} package{'s' if packages > 1 else ''}"
 
 
 def _installed(lock: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -23,15 +23,16 @@ def find(argument: str, config: ContainersConfig) -> StoredImage:
 
     :raises ContainerError: it is not in the cache (``image-not-built``), or several
         are meant
-    :raises SpecError: neither name nor digest, and no spec either
+    :raises SpecError: it is a spec, but not a valid one
     """
     by_digest = named_by_digest(argument)
     if by_digest is not None:
         return _one(argument, _with_digest(by_digest, config))
     if not _is_spec(argument, config):
         found = [i for i in _images(config) if i.manifest.name == argument]
-        if found:
-            return max(found, key=lambda image: image.manifest.created)
+        if not found:
+            raise _missing(f"no image in the cache is named {argument!r:.80}")
+        return max(found, key=lambda image: image.manifest.created)
     wanted = inputs.wanted(inputs.spec(argument, config), config)
     stored = Store(config.cache_dir).lookup(wanted.image.digest)
     return _one(argument, [] if stored is None else [stored])
@@ -77,8 +78,12 @@ def _one(argument: str, found: list[StoredImage]) -> StoredImage:
             hint=f"give more digits: {digests}",
             code="image-not-built",
         )
-    raise ContainerError(
-        f"there is no image of {argument:.80} in the cache",
+    raise _missing(f"there is no image of {argument:.80} in the cache")
+
+
+def _missing(message: str) -> ContainerError:
+    return ContainerError(
+        message,
         hint="gc-apptainer build SPEC makes it; gc-apptainer images lists all",
         code="image-not-built",
     )

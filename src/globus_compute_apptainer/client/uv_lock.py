@@ -91,7 +91,9 @@ class _Graph:
         among: Mapping[str, Any] = root.get(kind, {})
         if name not in among:
             has = ", ".join(sorted(among)) or "none"
-            raise unreadable(self._where, f"there is no {name!r} in it", f"has: {has}")
+            raise unreadable(
+                self._where, f"there is no {name!r} in it", f"it has: {has}"
+            )
         return list(among[name])
 
     def _applies(self, edge: Mapping[str, Any]) -> bool:

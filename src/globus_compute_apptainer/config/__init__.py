@@ -59,7 +59,7 @@ class BuildConfig:
     :param debian_mirror: where ``debootstrap`` bases come from; None: as this
         machine's own apt has it, if that is Debian's
     :param max_payload_size: bytes of a payload as it is fetched; unpacked it may
-        have :data:`~.build.archive.EXPANSION` times as many
+        have :data:`~.build.payload.archive.EXPANSION` times as many
     :param max_image_size: bytes; larger images are refused; None for no limit
     """
 

@@ -1,7 +1,6 @@
 """From an image spec to an image that is ready, once.
 
-Runs in the endpoint process and in ``gc-apptainer``. Ties together what is wanted
-(``spec``), how it is made (``build``) and where it is kept (``store``).
+Runs in the endpoint process and in ``gc-apptainer``.
 
 Guarantees:
 
@@ -13,12 +12,10 @@ Guarantees:
   a :class:`Ready` or in a :class:`~.errors.ContainerError`, also on :meth:`close`.
 - :meth:`ImageService.cached` and :meth:`~ImageService.request` do not block on
   builds, processes or locks.
-
 - *Sticky.* A spec's image stays what it is until a request says that it may be no
   older than so much, or asks for a new one; then names and versions are resolved anew.
 
-An image is ready as soon as it is right. Its Python bytecode is compiled after that, in
-the background, and laid over it in containers that start later.
+An image is ready as soon as it is right; its Python bytecode follows in the background.
 
 Non-guarantees: a failure is not remembered, so the next request builds again; an
 image may be removed from the cache after it was reported ready.
@@ -123,6 +120,12 @@ class _Request:
     def digest(self) -> str:
         return self.order.image.digest
 
+    @property
+    def key(self) -> str:
+        """Who names all packages exactly is not given what others have made."""
+        locked = self.order.locked
+        return self.digest if locked is None else f"locked-{id(locked)}"
+
     def advance(self, state: State) -> None:
         if state not in TRANSITIONS[self.state]:
             raise RuntimeError(f"{self.state} cannot become {state}")
@@ -198,14 +201,14 @@ class ImageService:
         :param max_age: seconds after which what is there counts as too old
         :param fresh: make it anew, with names and versions resolved anew
         :param locked: make it anew, of exactly this
-        :returns: a future that ends in :class:`Ready` or
-            :class:`~.errors.ContainerError`
+        :returns: a future, ending in :class:`Ready` or :class:`~.errors.ContainerError`
         """
         future: Future[Ready] = Future()
         again = fresh or locked is not None
+        alike = _Request(Order(image, locked=locked), name).key
         with self._lock:
             refusal: ContainerError | None = None
-            known = self._requests.get(image.digest)
+            known = self._requests.get(alike)
             if self._closing.is_set():
                 refusal = _stopped()
             elif known is not None:
@@ -249,7 +252,7 @@ class ImageService:
         except RuntimeError as error:  # "can't start new thread"
             request.waiting = []  # it may yet be served, for nobody
             return internal(error)
-        self._requests[request.digest] = request
+        self._requests[request.key] = request
         return None
 
     def counts(self) -> dict[str, int]:
@@ -305,7 +308,7 @@ class ImageService:
         # Who has it builds, for `timeout` at most, or waits for a slot to do so.
         patience = LOCK_TIMEOUTS * self._config.timeout
         with self._store.lock(digest, cancel=self._closing, timeout=patience):
-            found = self._store.lookup(digest)
+            found = None if request.order.locked else self._store.lookup(digest)
             if found and found.manifest.image_digest != request.unwanted:
                 return found, False
             with self._slot():
@@ -371,8 +374,8 @@ class ImageService:
             request.advance(State.FAILED if failed else State.READY)
             # A request that no thread could be had for is served late, for nobody,
             # perhaps beside a younger one.
-            if self._requests.get(request.digest) is request:
-                del self._requests[request.digest]
+            if self._requests.get(request.key) is request:
+                del self._requests[request.key]
             waiting, request.waiting = request.waiting, []
             self._failed += failed
             self._built += isinstance(outcome, Ready) and outcome.cache == "built"

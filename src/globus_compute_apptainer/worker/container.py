@@ -40,6 +40,8 @@ TAIL_LINES: Final = 20
 LOOK_SECONDS: Final = 0.25
 EXIT_POLL_SECONDS: Final = 0.002
 STANDARD_ERROR: Final = 2
+# What Apptainer says where it does not leave layers out without a word.
+OVERLAY_REFUSED: Final = "overlay images requires 'enable overlay'"
 
 # What Apptainer says when it cannot start an image, and what to do about it.
 _KNOWN_CAUSES: Final = (
@@ -325,9 +327,9 @@ def _not_started(
     message: str, *, ended: str = "", tail: tuple[str, ...] = ()
 ) -> TaskError:
     text = "\n".join(tail)
-    if LAYER_MISSING in text:
+    if LAYER_MISSING in text or OVERLAY_REFUSED in text:
         return TaskError(
-            "this node shows the image without the layers that were put over its base",
+            "this node does not show the layers that were put over the image's base",
             hint="its admin can allow overlays (`enable overlay` in apptainer.conf, "
             "or fuse-overlayfs), or set `build.strategy: flat` for the endpoint",
             code="overlay-unavailable",

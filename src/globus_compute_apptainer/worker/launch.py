@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from globus_compute_apptainer.build.apptainer import Apptainer, bind
+from globus_compute_apptainer.build.layer import HOME, PAYLOAD
 from globus_compute_apptainer.errors import TaskError
 from globus_compute_apptainer.worker import agent
 from globus_compute_apptainer.worker.environment import without_proxy_credentials
@@ -106,8 +107,13 @@ def _checked(order: ContainerOrder) -> list[str]:
 
 
 def _bytecode(order: ContainerOrder) -> list[str]:
-    """The layer of compiled Python, if it is still there: it is only for speed."""
-    if order.bytecode is None or not Path(order.bytecode).exists():
+    """The layer of compiled Python, if it is still there: it is only for speed.
+
+    Python does not look whether it belongs to a source that is bound over the image's.
+    """
+    targets = [item.split(":")[1] for item in order.binds if ":" in item]
+    over = any(target.startswith((f"{HOME}/", f"{PAYLOAD}/")) for target in targets)
+    if order.bytecode is None or over or not Path(order.bytecode).exists():
         return []
     return ["--overlay", f"{order.bytecode}:ro"]
 

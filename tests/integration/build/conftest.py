@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -162,24 +160,3 @@ def make_job(
 
     with log:
         yield make
-
-
-@pytest.fixture
-def configured(apptainer: Apptainer, tmp_path: Path) -> Callable[..., Apptainer]:
-    """``configured(enable_overlay="no")``: an Apptainer with that in its settings."""
-    asked = [apptainer.path, "buildcfg", "APPTAINER_CONF_FILE"]
-    answer = subprocess.run(asked, capture_output=True, text=True, check=True)
-    shipped = Path(answer.stdout.strip()).read_text()
-
-    def configure(**settings: str) -> Apptainer:
-        changed = shipped
-        for name, value in settings.items():
-            name = name.replace("_", " ")
-            changed = re.sub(rf"(?m)^#? ?{name} =.*$", f"{name} = {value}", changed)
-        config, program = tmp_path / "apptainer.conf", tmp_path / "apptainer"
-        config.write_text(changed)
-        program.write_text(f'#!/bin/sh\nexec {apptainer.path} -c {config} "$@"\n')
-        program.chmod(0o755)
-        return Apptainer.find(str(program))
-
-    return configure

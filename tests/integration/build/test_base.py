@@ -9,9 +9,8 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ from globus_compute_apptainer.config import BuildConfig
 from globus_compute_apptainer.errors import BuildError
 from globus_compute_apptainer.spec.model import ImageSpec
 from globus_compute_apptainer.store.shelf import Shelf
-from provision import services
+from provision.oci import Layered, call
 
 pytestmark = pytest.mark.apptainer
 
@@ -41,89 +40,6 @@ def shelf(tmp_path: Path) -> Shelf:
 @pytest.fixture
 def bases(shelf: Shelf, tmp_path: Path) -> Bases:
     return Bases(shelf, tmp_path / "v2" / "tags")
-
-
-class OwnRegistry:
-    """A writable registry that can be stopped and started on one address."""
-
-    def __init__(self, store: Path) -> None:
-        self._store, self._stack = store, ExitStack()
-        self.address = ""
-
-    def start(self) -> None:
-        server = services.registry(self._store, readonly=False)
-        self.address = self._stack.enter_context(server)
-
-    def stop(self) -> None:
-        self._stack.close()
-
-    def push(self, layout: Path, tag: str, name: str) -> None:
-        target = f"docker://{self.address}/{name}"
-        tool = ["skopeo", "--insecure-policy", "copy", "--dest-tls-verify=false"]
-        call(*tool, f"oci:{layout}:{tag}", target)
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[OwnRegistry]:
-    found = OwnRegistry(tmp_path / "registry")
-    found.start()
-    yield found
-    found.stop()
-
-
-def call(*argv: str, env: dict[str, str] | None = None) -> str:
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, env=env)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-class Layered:
-    """An OCI image in a layout, to which umoci adds layers."""
-
-    def __init__(self, layout: Path, work: Path) -> None:
-        self.layout, self._work, self._count = layout, work, 0
-
-    def add(self, **files: str | None) -> None:
-        """A layer of files: ``__`` in names stands for ``/``, a text that begins with
-        ``->`` for a symbolic link, None for a directory."""
-        self._count += 1
-        root = self._work / f"layer{self._count}"
-        root.mkdir()
-        for name, text in files.items():
-            path = root / name.replace("__", "/")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if text is None:
-                path.mkdir()
-            elif text.startswith("->"):
-                path.symlink_to(text[2:])
-            else:
-                path.write_text(text)
-        archive = root.with_suffix(".tar")
-        call("tar", "-C", str(root), "--owner=0", "--group=0", "-cf", str(archive), ".")
-        self.add_archive(archive)
-
-    def add_archive(self, archive: Path) -> None:
-        image = f"{self.layout}:made"
-        call("umoci", "raw", "add-layer", "--image", image, str(archive))
-
-    def configure(self, *options: str) -> None:
-        call("umoci", "config", "--image", f"{self.layout}:made", *options)
-
-
-@pytest.fixture(scope="session")
-def nopython_layout(registry: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    layout = tmp_path_factory.mktemp("nopython") / "oci"
-    tool = ["skopeo", "--insecure-policy", "copy", "--src-tls-verify=false"]
-    call(*tool, f"docker://{registry}/nopython:latest", f"oci:{layout}:made")
-    return layout
-
-
-@pytest.fixture
-def layered(tmp_path: Path, nopython_layout: Path) -> Layered:
-    """On a real base without Python."""
-    layout = tmp_path / "image" / "oci"
-    shutil.copytree(nopython_layout, layout)
-    return Layered(layout, tmp_path / "image")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from globus_compute_apptainer import events
 from globus_compute_apptainer.spec.model import ImageSpec
+from provision.wheels import make_wheel
 
 pytestmark = pytest.mark.apptainer
 
@@ -89,6 +91,39 @@ def test_a_host_that_shows_no_overlays_gets_flat_images(workshop):
     built = dataclasses.replace(workshop, apptainer=blind).build(pip=("humanize",))
     assert built.reason == "this host does not show the layers of an image"
     assert "humanize" in " ".join(built.probe.packages)
+
+
+def test_post_is_run_once_where_that_is_found_out_late(workshop):
+    """In the layer: then it is not run again over what it has made."""
+    blind = dataclasses.replace(
+        workshop.apptainer, exec_flags=(*workshop.apptainer.exec_flags, "--underlay")
+    )
+    dataclasses.replace(workshop, apptainer=blind).build(post=("mkdir /made",))
+    assert workshop.inside("ls", "-d", "/made") == ["/made"]
+
+
+def test_the_lock_of_a_flat_image_has_post_too(workshop):
+    flat = workshop.config(strategy="flat")
+    built = workshop.build(config=flat, post=("touch /made",))
+    assert built.lock["post"] == {
+        "post": ["touch /made"],
+        "post_build": False,
+        "packages": [],
+    }
+
+
+def test_what_packages_run_at_every_start_sees_nothing_of_the_host(
+    workshop, tmp_path, request
+):
+    """Nor do other builds, which work in such places, see anything of it."""
+    links, seen = tmp_path / "links", Path("/dev/shm", f"gc-{os.getpid()}")
+    request.addfinalizer(lambda: seen.unlink(missing_ok=True))
+    code = f"import os; os.path.exists('/dev/shm') and open({str(seen)!r}, 'w').close()"
+    made = make_wheel(links, "nosy", "1.0", files={"nosy.pth": f"{code}\n"})
+    workshop.environ["UV_FIND_LINKS"] = str(made.parent)
+    built = workshop.build(pip=("nosy",))
+    assert "nosy==1.0" in built.probe.packages
+    assert not seen.exists()
 
 
 def test_an_image_of_ours_may_be_a_base(workshop):

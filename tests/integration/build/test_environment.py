@@ -5,20 +5,16 @@ But for pandas, packages come from a directory of the test's own, and no index.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import http.server
-import io
 import os
 import re
 import signal
 import subprocess
 import sys
-import tarfile
-import textwrap
 import threading
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,89 +34,11 @@ from globus_compute_apptainer.build.site import SiteAccess
 from globus_compute_apptainer.config import BuildConfig
 from globus_compute_apptainer.errors import BuildError
 from globus_compute_apptainer.store.shelf import Shelf
+from provision.wheels import PYPROJECT, make_sdist, make_wheel, source_files
 
 pytestmark = pytest.mark.apptainer
 
 DIST_PACKAGES = "usr/local/lib/python3.11/dist-packages"
-
-# A build backend that needs nothing: it runs hook(), then makes a wheel.
-BACKEND = """
-import os, sys, zipfile
-def hook():
-    {hook}
-def build_wheel(folder, config=None, metadata=None):
-    files = {{"{module}.py": "seen = %r\\n" % (hook(),)}}
-    info = "{module}-{version}.dist-info"
-    files[info + "/METADATA"] = (
-        "Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n"
-    )
-    files[info + "/WHEEL"] = (
-        "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n"
-    )
-    files[info + "/RECORD"] = "".join("%s,,\\n" % name for name in list(files))
-    file = "{module}-{version}-py3-none-any.whl"
-    with zipfile.ZipFile(os.path.join(folder, file), "w") as wheel:
-        for name, text in files.items():
-            wheel.writestr(name, text)
-    return file
-"""
-PYPROJECT = """
-[build-system]
-requires = []
-build-backend = "backend"
-backend-path = ["."]
-"""
-
-
-def make_wheel(
-    folder: Path,
-    name: str,
-    version: str,
-    needs: Sequence[str] = (),
-    files: Mapping[str, str] | None = None,
-    tag: str = "py3-none-any",
-) -> Path:
-    """By default with a module that says its version."""
-    folder.mkdir(parents=True, exist_ok=True)
-    module = name.replace("-", "_")
-    info = f"{module}-{version}.dist-info"
-    given = {f"{module}.py": f"version = {version!r}\n"} if files is None else files
-    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-    contents = {
-        **{file.replace("INFO", info): text for file, text in given.items()},
-        f"{info}/METADATA": metadata + "".join(f"Requires-Dist: {n}\n" for n in needs),
-        f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n",
-    }
-    record = "".join(f"{file},{_hash(text)},\n" for file, text in contents.items())
-    path = folder / f"{module}-{version}-{tag}.whl"
-    with zipfile.ZipFile(path, "w") as wheel:
-        for file, text in {**contents, f"{info}/RECORD": record}.items():
-            wheel.writestr(file, text)
-    return path
-
-
-def _hash(text: str) -> str:
-    digest = hashlib.sha256(text.encode()).digest()
-    return "sha256=" + base64.urlsafe_b64encode(digest).decode().rstrip("=")
-
-
-def source_files(name: str, version: str, hook: str) -> dict[str, str]:
-    module = name.replace("-", "_")
-    body = textwrap.indent(textwrap.dedent(hook).strip(), "    ").strip()
-    backend = BACKEND.format(hook=body, module=module, name=name, version=version)
-    return {"pyproject.toml": PYPROJECT, "backend.py": backend}
-
-
-def make_sdist(folder: Path, name: str, version: str, hook: str = "return 1") -> None:
-    """What ``hook`` returns is then ``MODULE.seen``."""
-    top = f"{name.replace('-', '_')}-{version}"
-    about = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-    files = {**source_files(name, version, hook), "PKG-INFO": about}
-    with tarfile.open(folder / f"{top}.tar.gz", "w:gz") as archive:
-        for file, text in files.items():
-            entry = tarfile.TarInfo(f"{top}/{file}")
-            entry.size = len(text.encode())
-            archive.addfile(entry, io.BytesIO(text.encode()))
 
 
 @dataclass
@@ -741,6 +659,30 @@ def test_bytecode_of_an_image(world: World, base: Below, tmp_path: Path):
     found = world.inside(base, layer, "find", site, "-name", "*.pyc", over=over)
     assert found == [cached]
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_bytecode_is_written_through_no_link(
+    python_sif: Path, apptainer: Apptainer, tmp_path: Path
+):
+    """What the image calls its Python may be anything."""
+    victim, program = tmp_path / "victim", tmp_path / "python3"
+    victim.mkdir()
+    place = "/.gc-apptainer-build/root"
+    text = f"rm -rf {place}/.gc-apptainer; ln -s {victim} {place}/.gc-apptainer"
+    program.write_text(f"#!/bin/sh\n{text}; : >{place}/x.pyc\n")
+    program.chmod(0o755)
+    compile_bytecode(
+        apptainer,
+        python_sif,
+        ["/no/such/place"],
+        "/usr/bin/python3",
+        tmp_path / "bytecode.sqfs",
+        tmp_path,
+        key="sha256:" + "8" * 64,
+        timeout=60,
+        options=["--bind", f"{program}:/usr/bin/python3"],
+    )
+    assert list(victim.iterdir()) == []
 
 
 def test_no_bytecode_where_there_is_nothing_to_compile(

@@ -84,15 +84,11 @@ def assert_installed(workshop, built) -> None:
     assert workshop.inside("python3", "-c", program) == ["site"]
 
 
-@pytest.mark.parametrize("tool", ["uv", "pip"])
-def test_credentials_work_and_stay_outside(workshop, guarded, monkeypatch, tool):
-    if tool == "pip":
-        from globus_compute_apptainer.build.system import flat
-
-        monkeypatch.setattr(flat, "_uv", lambda: None)
+def test_credentials_work_and_stay_outside(workshop, guarded):
     workshop.environ["PIP_EXTRA_INDEX_URL"] = guarded
     workshop.environ["PIP_TRUSTED_HOST"] = "127.0.0.1"
-    built = workshop.build(pip=(PACKAGE,), post=("env", "cat /.gc-apptainer/site.env"))
+    told = "cat /.gc-apptainer-build/environment.sh"
+    built = workshop.build(pip=(PACKAGE,), post=("env", told))
     assert_installed(workshop, built)
     assert SECRET not in workshop.log.read_text()
     assert SECRET not in repr(workshop.told)
@@ -112,12 +108,7 @@ def test_credentials_are_not_in_the_error(workshop, guarded):
     assert SECRET not in workshop.log.read_text()
 
 
-@pytest.mark.parametrize("tool", ["uv", "pip"])
-def test_a_local_index(workshop, tmp_path, monkeypatch, tool):
-    if tool == "pip":
-        from globus_compute_apptainer.build.system import flat
-
-        monkeypatch.setattr(flat, "_uv", lambda: None)
+def test_a_local_index(workshop, tmp_path):
     index = make_index(tmp_path / "index")
     workshop.environ["PIP_EXTRA_INDEX_URL"] = f"file://{index}"
     assert_installed(workshop, workshop.build(pip=(PACKAGE,)))

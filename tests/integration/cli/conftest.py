@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from provision.conda_channel import Channel, Package
+
 COMMAND = [sys.executable, "-m", "globus_compute_apptainer.cli.main"]
 
 
@@ -44,16 +46,34 @@ class Site:
         return json.loads(ran.stdout)
 
 
+ALPHA = Package("alpha", files={"bin/alpha": "#!/bin/sh\necho alpha 1.0\n"})
+
+
 @pytest.fixture(scope="module")
-def site(registry: str, tmp_path_factory: pytest.TempPathFactory) -> Site:
+def channel(tmp_path_factory: pytest.TempPathFactory) -> Channel:
+    """The endpoint's own conda channel, which has :data:`ALPHA`."""
+    made = Channel(tmp_path_factory.mktemp("channel"))
+    made.add(ALPHA)
+    return made
+
+
+@pytest.fixture(scope="module")
+def site(
+    registry: str, channel: Channel, tmp_path_factory: pytest.TempPathFactory
+) -> Site:
     folder = tmp_path_factory.mktemp("site")
     (folder / "scratch").mkdir()
+    build = {
+        "http_registries": [registry],
+        "tmp_dir": str(folder / "scratch"),
+        "conda_channels": [channel.url],
+    }
     block = {
         "cache_dir": str(folder / "cache"),
         "default_base": f"docker://{registry}/python:{{python}}-slim",
-        "build": {"http_registries": [registry], "tmp_dir": str(folder / "scratch")},
+        "build": build,
         "images": {"small": {"python": "3.11", "pip": ["iniconfig"]}},
-        "policy": {"allow_post": True},
+        "policy": {"allow_post": True, "payload_urls": ["*"]},
     }
     engine = {"type": "ApptainerEngine", "containers": block}
     config = folder / "config.yaml"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,10 @@ import pytest
 from globus_compute_apptainer.build import sif
 from globus_compute_apptainer.build.apptainer import Apptainer
 from globus_compute_apptainer.build.system.flat import packing
+from provision.conda_channel import Channel, Package
+from provision.web import Web, git, make_repository, served
+
+from .conftest import ALPHA
 
 if TYPE_CHECKING:
     from tests.integration.cli.conftest import Site
@@ -189,3 +196,75 @@ def test_hashes_of_a_requirements_file_are_checked(
     ran = site.run("build", "--json", "--python", "3.11", str(path))
     error = json.loads(ran.stderr)["error"]
     assert (error["code"], error["stage"]) == ("hash-mismatch", "pip"), error
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    with served(tmp_path_factory.mktemp("web")) as made:
+        yield made
+
+
+Ran = subprocess.CompletedProcess[str]
+
+
+def locked_elsewhere(site: Site, lock: Path, other: Path) -> Ran:
+    cache = ("--cache-dir", str(other))
+    return site.run("build", "--json", *cache, "--locked", str(lock))
+
+
+def test_conda_and_payload_are_locked_too(
+    site: Site, channel: Channel, web: Web, tmp_path: Path
+) -> None:
+    make_repository(
+        web, "code", {"mine.py": "x = 1\n", "requirements.txt": "iniconfig"}
+    )
+    url = f"git+{web.url}/git/code#main"
+    spec = json.dumps({"python": "3.11", "conda": ["alpha"], "payload_url": url})
+    built = site.json("build", spec)
+    site.json("export", spec, str(tmp_path / "export"))
+    lock = tmp_path / "export/lock.json"
+    # What names mean moves on.
+    channel.add(Package("alpha", "2.0"))
+    repository = web.repositories / "code"
+    (repository / "mine.py").write_text("x = 2\n")
+    git(repository, "commit", "--quiet", "-am", "second")
+
+    ran = locked_elsewhere(site, lock, tmp_path / "other")
+    assert ran.returncode == 0, ran.stderr
+    again = json.loads(ran.stdout)
+    assert again["cache"] == "built"
+    assert again["spec_digest"] == built["spec_digest"]
+    locks = [again["lock"], built["lock"]]
+    assert locks[0]["conda"]["packages"] == locks[1]["conda"]["packages"]
+    assert locks[0]["pip"]["packages"] == locks[1]["pip"]["packages"]
+    assert locks[0]["payload"]["commit"] == locks[1]["payload"]["commit"]
+    assert inside(Path(again["path"]), "alpha") == "alpha 1.0"
+    assert inside(Path(again["path"]), "cat", "/payload/mine.py") == "x = 1"
+    # A build that is not locked has what is new.
+    fresh = site.json("build", "--cache-dir", str(tmp_path / "third"), spec)
+    assert inside(Path(fresh["path"]), "cat", "/payload/mine.py") == "x = 2"
+    versions = [p["version"] for p in fresh["lock"]["conda"]["packages"]]
+    assert versions == ["2.0"]
+
+    channel.remove(ALPHA)
+    ran = locked_elsewhere(site, lock, tmp_path / "fourth")
+    error = json.loads(ran.stderr)["error"]
+    assert (error["code"], error["stage"]) == ("lock-unavailable", "conda"), error
+    assert "alpha" in " ".join([error["message"], *error["tail"]])
+
+
+def test_a_payload_that_is_another_by_now(site: Site, web: Web, tmp_path: Path) -> None:
+    def archive(text: str) -> str:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as file:
+            file.writestr(zipfile.ZipInfo("mine.py"), text)
+        return web.serve("/it.zip", buffer.getvalue())
+
+    spec = json.dumps({"python": "3.11", "payload_url": archive("x = 1\n")})
+    site.json("build", spec)
+    site.json("export", spec, str(tmp_path / "export"))
+    archive("x = 2\n")
+    lock = tmp_path / "export/lock.json"
+    ran = locked_elsewhere(site, lock, tmp_path / "other")
+    error = json.loads(ran.stderr)["error"]
+    assert (error["code"], error["stage"]) == ("lock-unavailable", "payload"), error

@@ -53,6 +53,25 @@ def test_a_fresh_build_makes_it_again(make_job, shelf) -> None:
     assert kept_layer(make_job(), shelf, "pip", KEY, make).lock == {"number": 2}
 
 
+def test_a_fresh_build_takes_nothing_away_from_another(make_job, shelf) -> None:
+    make = Maker()
+    first = kept_layer(make_job(), shelf, "pip", KEY, make)
+    for _ in range(2):
+        kept_layer(make_job(fresh=True), shelf, "pip", KEY, make)
+    assert first.file.read_text() == "layer 1"
+    assert kept_layer(make_job(), shelf, "pip", KEY, make).lock == {"number": 3}
+
+
+def test_what_was_made_on_a_layer_is_not_laid_on_a_fresh_one(make_job, shelf) -> None:
+    make = Maker()
+    first = kept_layer(make_job(), shelf, "pip", KEY, make)
+    again = kept_layer(make_job(fresh=True), shelf, "pip", KEY, make)
+    below = Below("sha256:b", Path("/base.sif"), INVENTORY, (first,))
+    assert replace(below, layers=(again,)).keys != below.keys
+    assert again.marker == first.marker, "as the maker was told"
+    assert kept_layer(make_job(), shelf, "pip", KEY, make) == again
+
+
 def test_threads_that_need_the_same_layer_make_one(make_job, shelf) -> None:
     make, start = Maker(), threading.Barrier(8)
     jobs = [make_job() for _ in range(8)]

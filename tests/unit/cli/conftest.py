@@ -38,7 +38,7 @@ class FakeHost(Host):
         self.programs = {
             name: Path("/usr/bin", name)
             for name in "squashfuse_ll fuse2fs fuse-overlayfs fakeroot newuidmap"
-            " newgidmap mksquashfs".split()
+            " newgidmap mksquashfs git".split()
         }
         self.programs["globus-compute-endpoint"] = Path(
             "/venv/bin/globus-compute-endpoint"

@@ -102,7 +102,7 @@ def test_an_image_that_came_out_otherwise(call, locking: Any, tmp_path: Path) ->
 def test_a_lock_that_is_none(call, locking, tmp_path, changes, says) -> None:
     path, _ = locked(call, tmp_path, **changes)
     status, _, err = call("build", "--locked", str(path))
-    assert status == 1
+    assert status == 2
     assert "lock-invalid" in err
     assert says in err
     assert len(locking.builds) == 1
@@ -115,6 +115,31 @@ def test_policy_holds_for_locks_too(call, locking, tmp_path: Path) -> None:
     status, _, err = call("build", "--locked", str(path))
     assert status == 2
     assert "policy-denied" in err
+
+
+@pytest.mark.parametrize(
+    ("what", "option"),
+    [
+        ("spec.json", "--python"),
+        ('{"pip": ["six"]}', "--extra"),
+        ("requirements.txt", "--group"),
+        ("environment.yml", "--skip"),
+        ("folder", "--extra"),
+        ("--locked=spec.json", "--python"),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(
+    call, builder, tmp_path: Path, monkeypatch, what: str, option: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for name in ("requirements.txt", "environment.yml", "folder/requirements.txt"):
+        (tmp_path / name).write_text("six")
+    (tmp_path / "spec.json").write_text('{"pip": ["six"]}')
+    status, _, err = call("build", what, option, "3.12")
+    assert status == 2
+    assert f"{option} cannot be used with " in err
+    assert builder.builds == []
 
 
 def test_one_thing_at_a_time(call, capsys) -> None:

@@ -194,6 +194,10 @@ def test_squashfuse_by_its_other_name(host, settings) -> None:
 
 
 def test_no_mksquashfs_is_worse_than_an_old_one(host, settings) -> None:
+    zstd = "\nCompressors available:\n\tgzip\n\tzstd"
+    for version, level in (("4.4", "warn"), ("4.5", "ok"), ("5.0", "ok")):
+        host.ran["mksquashfs"] = Ran(1, f"mksquashfs version {version} (2021){zstd}")
+        assert findings(host, settings)["mksquashfs"].level == level
     host.ran["mksquashfs"] = Ran(1, "Compressors available:\n\tgzip")
     assert findings(host, settings)["mksquashfs"].level == "warn"
     del host.programs["mksquashfs"]
@@ -208,6 +212,8 @@ def test_no_mksquashfs_is_worse_than_an_old_one(host, settings) -> None:
         ("#enable overlay = no", "ok"),
         ("enable overlay = no\nenable underlay = no", "fail"),
         ("enable overlay = try\nenable underlay = no", "ok"),
+        ("enable underlay = yes", "ok"),
+        ("enable overlay = yes\nenable underlay = preferred", "warn"),
     ],
 )
 def test_overlays_forbidden(host, settings, conf, level) -> None:
@@ -304,9 +310,14 @@ def test_upstream_outside_the_window(host, settings, monkeypatch) -> None:
 
 def test_no_uv_and_a_broken_uv(host, settings) -> None:
     host.ran["uv"] = Ran(127, "Exec format error")
-    assert findings(host, settings)["uv"].level == "warn"
+    assert findings(host, settings)["uv"].level == "fail"
     del host.programs["uv"]
-    assert findings(host, settings)["uv"].level == "warn"
+    assert findings(host, settings)["uv"].level == "fail"
+
+
+def test_without_git_there_are_no_payloads_from_repositories(host, settings) -> None:
+    del host.programs["git"]
+    assert findings(host, settings)["git"].level == "warn"
 
 
 def test_an_index_that_cannot_be_reached_does_not_show_its_password(host) -> None:
@@ -378,7 +389,7 @@ def test_the_verb_prints_a_table_and_ends_with_0(monkeypatch, host, capsys) -> N
     monkeypatch.setattr(doctor, "Host", lambda _program: host)
     assert main.main(["doctor", "--cache-dir", "/cache"]) == 0
     text = capsys.readouterr().out
-    assert "19 ok, 0 to look at, 0 failed" in text
+    assert "20 ok, 0 to look at, 0 failed" in text
     assert "engine hook" in text
 
 
@@ -396,10 +407,10 @@ def test_the_verb_ends_with_3_if_something_failed(monkeypatch, host, capsys) -> 
 
 
 def test_warnings_do_not_fail_the_verb(monkeypatch, host, capsys) -> None:
-    del host.programs["uv"]
+    del host.programs["git"]
     monkeypatch.setattr(doctor, "Host", lambda _program: host)
     assert main.main(["doctor", "--cache-dir", "/cache"]) == 0
-    assert "→ pip install uv" in capsys.readouterr().out
+    assert "→ install the package git" in capsys.readouterr().out
 
 
 TABLE = """\

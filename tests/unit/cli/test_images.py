@@ -103,6 +103,12 @@ def test_images_are_listed_newest_first(call) -> None:
         assert image["base"] in table
 
 
+def test_a_long_reference_does_not_widen_the_table(call) -> None:
+    name = f"python@sha256:{'0123456789abcdef' * 4}"
+    call("build", json.dumps({"base_image": name}))
+    assert " python@sha256:0123456789ab…  " in call("images")[1]
+
+
 def test_a_cache_that_is_a_file(call, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     status, _, err = call("build", SPEC)

@@ -58,6 +58,21 @@ def test_an_error_goes_to_standard_error(monkeypatch, capsys) -> None:
     assert json.loads(shown.err)["error"]["stage"] == "pip"
 
 
+def test_a_reader_that_goes_away_is_no_fault() -> None:
+    program = "from globus_compute_apptainer.cli import main, images, output\n"
+    program += "images.run = lambda _: output.data('x' * 10**6) or 0\n"
+    program += "raise SystemExit(main.main(['images']))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait() == 141
+
+
 def test_a_package_that_is_not_installed(monkeypatch, capsys) -> None:
     def run(_options: argparse.Namespace) -> int:
         raise ModuleNotFoundError("No module named 'yaml'", name="yaml")

@@ -108,6 +108,13 @@ def test_a_project_to_be_installed_needs_its_files(tmp_path) -> None:
     assert "payload_url" in caught.value.hint
 
 
+def test_a_directory_with_what_repo2docker_does_not_read(tmp_path) -> None:
+    root = folder(tmp_path, pyproject_toml=PROJECT, README_md="hello")
+    with pytest.raises(SpecError) as caught:
+        origins.spec(root)
+    assert caught.value.hint == f"gc-apptainer build {root}/pyproject.toml"
+
+
 def test_a_directory_with_nothing_and_one_with_a_dockerfile(tmp_path) -> None:
     root = folder(tmp_path, README_md="hello")
     with pytest.raises(SpecError, match="none of the files"):

@@ -137,6 +137,15 @@ def test_an_event_of_another_kind_disturbs_nothing(clock: Clock) -> None:
     progress(object())  # type: ignore[arg-type]
 
 
+def test_a_log_says_what_is_waited_for_if_it_is_to_be_told(clock: Clock) -> None:
+    stream = io.StringIO()
+    progress = Progress(stream=stream, clock=clock)
+    progress.waiting("the worker starts")
+    progress.waiting("Python's bytecode is compiled", tell=True)
+    assert stream.getvalue().endswith(" s] Python's bytecode is compiled\n")
+    assert "worker" not in stream.getvalue()
+
+
 def test_what_is_waited_for_is_shown_between_builds(clock) -> None:
     stream = Terminal()
     progress = Progress(stream=stream, clock=clock)

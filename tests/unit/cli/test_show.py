@@ -69,8 +69,9 @@ def test_an_image_that_is_not_there(call, built, argument: str) -> None:
 
 def test_what_names_nothing(call, built) -> None:
     status, _, err = call("show", "mll")
-    assert status == 2
-    assert "spec-unreadable" in err
+    assert status == 1
+    assert "'mll'" in err
+    assert "image-not-built" in err
 
 
 def test_why_an_image_is_flat(call, locking: Any) -> None:

@@ -303,6 +303,17 @@ def test_a_locked_build_resolves_nothing_anew(service, builder) -> None:
     assert builder.orders[-1].locked is lock
 
 
+def test_a_locked_build_takes_no_image_that_others_make(service, builder) -> None:
+    spec, lock = image("pandas"), object()
+    builder.gate.clear()
+    futures = [service.request(spec)]
+    poll(lambda: builder.builds)
+    futures += [service.request(spec, locked=lock)]
+    builder.gate.set()
+    assert [f.result(30).cache for f in futures] == ["built", "built"]
+    assert [order.locked for order in builder.orders] == [None, lock]
+
+
 def test_whoever_joins_a_fresh_build_gets_its_image(service, builder) -> None:
     spec = image("pandas")
     service.request(spec).result(30)

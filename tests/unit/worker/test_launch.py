@@ -74,5 +74,14 @@ def test_bytecode_is_laid_over_while_it_is_there(ready, tmp_path):
     assert argv[argv.index("--overlay") + 1] == f"{bytecode}:ro"
 
 
+def test_no_bytecode_of_a_source_that_is_replaced(ready, tmp_path):
+    bytecode = tmp_path / "bytecode.sqfs"
+    bytecode.touch()
+    mine = dataclasses.replace(
+        ready, bytecode=str(bytecode), binds=("/mine.py:/payload/its.py:ro",)
+    )
+    assert "--overlay" not in launch(mine, "/run").argv
+
+
 def test_containers_with_and_without_bytecode_are_not_the_same(ready):
     assert dataclasses.replace(ready, bytecode="/x").run_key != ready.run_key

@@ -98,7 +98,8 @@ def file_key(path: Path, now: float) -> tuple[str, ...] | None:
     found = path.stat()
     if now - found.st_mtime < SETTLED_SECONDS:
         return None
-    facts = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    times = (found.st_mtime_ns, found.st_ctime_ns)  # the second cannot be set
+    facts = (found.st_dev, found.st_ino, found.st_size, *times)
     return (str(path), *map(str, facts))
 
 

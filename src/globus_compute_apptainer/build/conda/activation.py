@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from globus_compute_apptainer.build.apptainer import bind
+from globus_compute_apptainer.build.apptainer import ALONE, bind
 from globus_compute_apptainer.build.layer import ENVIRONMENT_SCRIPTS, HOME
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 SCRIPT: Final = f"{ENVIRONMENT_SCRIPTS}/92-gc-apptainer-conda.sh"
 
-_ALONE: Final = ("--no-home", "--contain", "--pid", "--no-mount", "cwd,tmp")
 _INSIDE: Final = f"{HOME}/activation"
 _RUN: Final = f"""\
 env -0 >{_INSIDE}/before || exit
@@ -113,7 +112,7 @@ def _activated(
         command = [_shell(below, tree, prefix), "-c", _RUN]
         binds = [bind(tree, prefix, read_only=True), bind(folder, _INSIDE)]
         argv = job.apptainer.exec_argv(
-            below.sif, command, binds=binds, options=_ALONE, cwd="/"
+            below.sif, command, binds=binds, options=ALONE, cwd="/"
         )
         inside = {
             **given,

@@ -67,7 +67,7 @@ _CAUSES: Final[Mapping[str, tuple[str, str, str]]] = {
     ),
 }
 
-_GONE: Final = re.compile(r"\((404|410)\b|os error 2\b")
+_GONE: Final = re.compile(r"\((404|410)\b|os error 2\b|\[Errno 2\]")
 # Whose first line names what is concerned.
 _NAMING: Final = ("NoChannel", "InstallerError", "Mismatch", "Untrusted")
 

@@ -133,13 +133,17 @@ class _Download:
 
     def _sent(self, url: str) -> requests.Response:
         self._job.check()
+        left = max(
+            0.01, self._job.left()
+        )  # the build's own clock is not looked at here
+        connect, read = (min(left, one) for one in self._timeout)
         try:
             return self._session.get(
                 url,
                 headers={"Accept-Encoding": "identity"},
                 allow_redirects=False,
                 stream=True,
-                timeout=self._timeout,
+                timeout=(connect, read),
                 proxies=self._proxies.for_url(url),
             )
         except requests.exceptions.SSLError as error:

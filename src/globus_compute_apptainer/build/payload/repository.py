@@ -223,7 +223,19 @@ class _Repository:
                 self._limits,
                 self._depth + 1,
             )
-            inner.check_out(module.commit, root / module.path)
+            inner.check_out(module.commit, self._place(root, module.path))
+
+    def _place(self, root: Path, path: str) -> Path:
+        """The directory that git made for a submodule, never one behind a link.
+
+        A tree that was not made by git may hold a link and a directory of one name.
+        """
+        place = root
+        for part in path.split("/"):
+            place /= part
+            if place.is_symlink() or not place.is_dir():
+                raise self._refused(f"its submodule {path:.80} is not a directory")
+        return place
 
     def _module_urls(self, commit: str) -> dict[str, str]:
         """By path, as the commit's own .gitmodules has them."""

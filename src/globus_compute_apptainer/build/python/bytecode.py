@@ -18,7 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from globus_compute_apptainer.build import squashfs
-from globus_compute_apptainer.build.apptainer import Apptainer, bind, run
+from globus_compute_apptainer.build.apptainer import (
+    Apptainer,
+    bind,
+    run,
+    without_proxies,
+)
 from globus_compute_apptainer.build.layer import place_marker
 from globus_compute_apptainer.build.scratch import remove_tree
 from globus_compute_apptainer.build.system.plan import KIT
@@ -116,7 +121,7 @@ def compile_bytecode(
     def ends_well(command: Sequence[str]) -> bool:
         ended = run(
             ["nice", "-n", NICE, *command],
-            env=apptainer.environment(),
+            env=without_proxies(apptainer.environment()),
             timeout=timeout,
             on_line=on_line,
             cancel=cancel,
@@ -124,10 +129,11 @@ def compile_bytecode(
         return ended.ok
 
     try:
-        if not ends_well(argv) or not any(root.iterdir()):
-            return False
-        root.chmod(0o755)
+        # The image's Python may leave links there: nothing is written after it ran.
         place_marker(root, key)
+        root.chmod(0o755)
+        if not ends_well(argv) or not any(root.rglob("*.pyc")):
+            return False
         pack = [squashfs.program(), str(root), str(target), *squashfs.options()]
         return ends_well([*pack, "-all-root", "-action", "chmod(ugo+rX)@true"])
     except OSError as error:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from globus_compute_apptainer.build.apptainer import bind
 from globus_compute_apptainer.build.python import resolution, standins, uv, venv
 from globus_compute_apptainer.build.python.uv import COMPILE, INSTALL, Follower
+from globus_compute_apptainer.build.system.kit import read_plain
 from globus_compute_apptainer.build.system.plan import KIT
 
 if TYPE_CHECKING:
@@ -225,18 +226,6 @@ class Inside:
         if self.project is not None and not copy.exists():
             shutil.copytree(self.project, copy, symlinks=True)
         return f"{KIT}/work/project"
-
-
-def read_plain(path: Path) -> str:
-    """A text that a build has left, which may be a link to anything.
-
-    :raises OSError: it is not a plain file of its own
-    """
-    number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with os.fdopen(number, "rb") as file:
-        if not os.path.isfile(f"/proc/self/fd/{number}"):  # noqa: PTH113
-            raise OSError(f"{path.name} is not a file")
-        return file.read(32 * 1024**2).decode("utf-8", errors="replace")
 
 
 def tree_digest(top: Path) -> str:

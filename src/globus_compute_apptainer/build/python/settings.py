@@ -16,7 +16,8 @@ from typing import Final
 FILES_KEPT: Final = "max-age=365000000, immutable"
 
 _NAMED: Final = re.compile(r"([A-Za-z0-9._-]+)=(.+)")
-_VARIABLES: Final = ("UV_DEFAULT_INDEX", "UV_INDEX")
+# The last one would have uv pass over the file that is named to it.
+_VARIABLES: Final = ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_NO_CONFIG")
 
 
 def replaced(environment: Mapping[str, str]) -> tuple[dict[str, str], str]:

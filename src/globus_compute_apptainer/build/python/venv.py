@@ -54,7 +54,8 @@ def lay_image(env: Path, python: Python) -> None:
 
 def turn(env: Path, python: Python) -> None:
     """Turn an environment made by :func:`lay_host` into one of the image's Python."""
-    (found,) = (env / "lib").iterdir()
+    # What else is there, wheels brought.
+    found = env / "lib" / "python{}.{}".format(*sys.version_info[:2])
     wanted = f"python{python.minor}"
     if found.name != wanted:
         found.rename(env / "lib" / wanted)

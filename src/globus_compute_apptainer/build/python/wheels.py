@@ -48,10 +48,11 @@ class Wheels:
     def made_of(self) -> Mapping[str, Any]:
         """What decides the content, beside the packages: not what is below."""
         python = self.python
-        sites = [] if python.prefix == python.base_prefix else python.site_packages
+        plain = python.prefix == python.base_prefix
+        sites = None if plain else list(python.site_packages)
         return {
             "platform": self.platform,
-            "python": [venv.interpreter(python), python.version, *sites],
+            "python": [venv.interpreter(python), python.version, sites],
         }
 
     def resolve(

@@ -8,7 +8,9 @@ nothing that other builds use is ever visible to it.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import shutil
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -78,7 +80,7 @@ class Kit:
     def ended(self) -> tuple[str, int] | None:
         """What of the post stage failed, ``post`` or ``postBuild``, and its status."""
         try:
-            name, status = (self.work / "ended").read_text("ascii").split()
+            name, status = read_plain(self.work / "ended").split()
             return name, int(status)
         except (OSError, ValueError):
             return None
@@ -109,14 +111,19 @@ def laid_out(
     folder = job.scratch / f"kit-{name}"
     folder.mkdir()
     try:
-        yield Kit(folder, tuple(_lay_out(folder, job.site, files)))
+        # apt needs none, and a base's own code runs then.
+        folders = job.site.folders if post or post_build or name == "pip" else ()
+        yield Kit(folder, tuple(_lay_out(folder, job.site, files, folders)))
     finally:
         remove_tree(folder)
 
 
-def _lay_out(folder: Path, site: SiteAccess, files: Mapping[str, str]) -> list[str]:
-    """The kit is one directory, mounted read-only, with empty files and directories
-    where the rest is mounted on."""
+def _lay_out(
+    folder: Path, site: SiteAccess, files: Mapping[str, str], folders: Sequence[Path]
+) -> list[str]:
+    """The kit is one directory, mounted read-only, with empty directories where the
+    rest is mounted on. Root of a build's namespace can make mounts writable again: so
+    it gets copies of this site's own files."""
     kit, work = folder / "kit", folder / "work"
     for place in (kit / "work", work / "tmp", work / "image-tmp", folder / "tmp"):
         place.mkdir(parents=True)
@@ -128,13 +135,12 @@ def _lay_out(folder: Path, site: SiteAccess, files: Mapping[str, str]) -> list[s
     binds = [bind(kit, KIT, read_only=True), bind(work, f"{KIT}/work")]
     # Neither does a build see the host's, nor is what it leaves there in the image.
     binds += [bind(work / "image-tmp", place) for place in ("/tmp", "/var/tmp")]  # noqa: S108
-    for number, place in enumerate(site.folders):
+    for number, place in enumerate(folders):
         (kit / "site" / str(number)).mkdir(parents=True)
         binds.append(bind(place, f"{KIT}/site/{number}", read_only=True))
     for name, path in {"ca.crt": site.ca_bundle, "uv.toml": site.uv_config}.items():
         if path is not None:
-            (kit / name).touch()
-            binds.append(bind(path, f"{KIT}/{name}", read_only=True))
+            shutil.copyfile(path, kit / name)
     return binds
 
 
@@ -193,6 +199,18 @@ def _meaning(status: int) -> str:
     return f" ({known[status]})" if status in known else ""
 
 
+def read_plain(path: Path) -> str:
+    """A text that a build has left, which may be a link to anything.
+
+    :raises OSError: it is not a plain file of its own
+    """
+    number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(number, "rb") as file:
+        if not os.path.isfile(f"/proc/self/fd/{number}"):  # noqa: PTH113
+            raise OSError(f"{path.name} is not a file")
+        return file.read(32 * 1024**2).decode("utf-8", errors="replace")
+
+
 def _packages(path: Path) -> dict[tuple[str, str], str]:
     """(name, architecture) → version, of ``dpkg-query``'s answer; {} without one.
 
@@ -200,7 +218,7 @@ def _packages(path: Path) -> dict[tuple[str, str], str]:
     """
     found = {}
     with contextlib.suppress(OSError):
-        for line in path.read_text("utf-8", errors="replace").splitlines():
+        for line in read_plain(path).splitlines():
             fields = line.split("\t")
             if len(fields) == 4 and fields[0].endswith(" installed"):
                 found[fields[1], fields[3]] = fields[2]

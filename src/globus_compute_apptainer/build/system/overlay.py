@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from globus_compute_apptainer.build import sif, squashfs
+from globus_compute_apptainer.build.apptainer import ALONE
 from globus_compute_apptainer.build.layer import layer_key, marker
 from globus_compute_apptainer.build.layers import LAYER_FILE, kept_layer
 from globus_compute_apptainer.build.scratch import remove_tree
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
     from globus_compute_apptainer.build.layer import Layer
     from globus_compute_apptainer.build.layers import Below
     from globus_compute_apptainer.build.system.kit import Kit
-
-ALONE: Final = ("--no-home", "--contain", "--pid", "--no-mount", "cwd,tmp")
-"""Of the host, a build sees its kit; its processes end with it."""
 
 PACKING: Final = ("-no-xattrs", "-exit-on-error")
 

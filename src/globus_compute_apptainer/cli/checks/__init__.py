@@ -23,6 +23,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("endpoint program", packages.endpoint_program),
     ("upstream versions", packages.upstream_versions),
     ("uv", packages.uv),
+    ("git", packages.git),
     ("package index", network.package_index),
     ("base registry", network.base_registry),
 )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from globus_compute_apptainer.build.apptainer import Apptainer
+from globus_compute_apptainer.build.bases.pull import READS_ARCHIVES
 from globus_compute_apptainer.cli.findings import Finding, fail, ok, warn
 from globus_compute_apptainer.cli.host import Host
 from globus_compute_apptainer.cli.inputs import Settings
@@ -193,16 +194,24 @@ def mksquashfs(host: Host, _settings: Settings) -> Finding:
         return fail("not installed; no image can be built", _SQUASHFS_FIX)
     # Its help is on either stream, its status not always 0; 4.7 splits it up.
     helps = (host.run([str(found), option]).output for option in ("-help", "-help-all"))
-    if any(re.search(r"\bzstd\b", text) for text in helps):
-        return ok(f"{found}, with zstd")
-    return warn(
-        f"{found} cannot compress with zstd; packing with gzip takes several times as"
-        " long",
-        _SQUASHFS_FIX,
-    )
+    if not any(re.search(r"\bzstd\b", text) for text in helps):
+        return warn(
+            f"{found} cannot compress with zstd; packing with gzip takes several times"
+            " as long",
+            _SQUASHFS_FIX,
+        )
+    said = host.run([str(found), "-version"]).output
+    version = re.search(r"mksquashfs version (\d+)\.(\d+)", said)
+    if version and (int(version[1]), int(version[2])) < READS_ARCHIVES:
+        return warn(
+            f"{found} is {version[1]}.{version[2]}; pulling base images takes several"
+            " times as long",
+            _SQUASHFS_FIX,
+        )
+    return ok(f"{found}, with zstd")
 
 
-_SQUASHFS_FIX = "install the package squashfs-tools, 4.4 or newer"
+_SQUASHFS_FIX = "install the package squashfs-tools, 4.5 or newer"
 
 
 def overlays(host: Host, _settings: Settings) -> Finding:
@@ -211,12 +220,16 @@ def overlays(host: Host, _settings: Settings) -> Finding:
     allowed = _settings_of(host.text(conf) or "")
     overlay = allowed.get("enable overlay", "yes") != "no"
     underlay = allowed.get("enable underlay", "yes") != "no"
-    if overlay:
+    preferred = allowed.get("enable underlay") == "preferred"
+    if overlay and not preferred:
         return ok("overlays are allowed")
-    if underlay:
+    if overlay or underlay:
+        line = "enable underlay = preferred" if overlay else "enable overlay = no"
         return warn(
-            f"`enable overlay = no` in {conf}; images in layers show only their base",
-            "as root: set `enable overlay = yes`; or set `build.strategy: flat`",
+            f"`{line}` in {conf}; images in layers cannot run here. Those that are"
+            " built here are flat, which takes longer",
+            "as root: set `enable overlay = yes` and `enable underlay = yes`; or, where"
+            " only tasks run here, `build.strategy: flat`",
         )
     return fail(
         f"neither overlays nor underlays are allowed in {conf}; paths that an image"

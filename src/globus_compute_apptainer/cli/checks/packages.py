@@ -59,15 +59,25 @@ def upstream_versions(_host: Host, _settings: Settings) -> Finding:
 
 
 def uv(host: Host, _settings: Settings) -> Finding:
-    """Whether builds can install packages with uv."""
+    """Whether builds can install Python packages."""
     found = host.program("uv", host.prefix / "bin")
     if found is None:
-        return warn(
-            "not installed; pip does instead, several times slower, in images that have"
-            " it",
+        return fail(
+            "not installed; no Python packages can be put into images",
             "pip install uv, in the endpoint's environment",
         )
     ran = host.run([str(found), "--version"])
     if ran.status != 0:
-        return warn(f"{found} does not run: {ran.output.strip()}", "pip install -U uv")
+        return fail(f"{found} does not run: {ran.output.strip()}", "pip install -U uv")
     return ok(f"{ran.output.strip()} at {Path(found)}")
+
+
+def git(host: Host, _settings: Settings) -> Finding:
+    """Whether payloads can come from repositories."""
+    found = host.program("git")
+    if found is None:
+        return warn(
+            "not installed; a `payload_url` of a git repository cannot be fetched",
+            "install the package git",
+        )
+    return ok(str(found))

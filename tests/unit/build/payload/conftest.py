@@ -2,70 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import ssl
+import functools
 import subprocess
-import threading
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-Answer = Callable[[BaseHTTPRequestHandler], None]
+sys.path.insert(0, str(Path(__file__).parents[3]))  # for the helpers beside `unit`
 
-
-@dataclass
-class Web:
-    """``answers`` by path; below ``/git/``, repositories of ``repositories``."""
-
-    url: str
-    repositories: Path
-    answers: dict[str, Answer] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
-
-    def serve(self, path: str, content: bytes, **headers: str) -> str:
-        def answer(request: BaseHTTPRequestHandler) -> None:
-            request.send_response(200)
-            for name, value in {"Content-Length": str(len(content)), **headers}.items():
-                request.send_header(name.replace("_", "-"), value)
-            request.end_headers()
-            request.wfile.write(content)
-
-        self.answers[path] = answer
-        return f"{self.url}{path}"
-
-    def status(self, path: str, status: int, **headers: str) -> str:
-        def answer(request: BaseHTTPRequestHandler) -> None:
-            request.send_response(status)
-            for name, value in {"Content_Length": "0", **headers}.items():
-                request.send_header(name.replace("_", "-"), value)
-            request.end_headers()
-
-        self.answers[path] = answer
-        return f"{self.url}{path}"
-
-
-def git(folder: Path, *arguments: str) -> str:
-    env = {
-        **os.environ,
-        "GIT_CONFIG_GLOBAL": "/dev/null",
-        "GIT_AUTHOR_DATE": "2024-01-02T03:04:05Z",
-        "GIT_COMMITTER_DATE": "2024-01-02T03:04:05Z",
-        **{f"GIT_{who}_NAME": "a" for who in ("AUTHOR", "COMMITTER")},
-        **{f"GIT_{who}_EMAIL": "a@example.org" for who in ("AUTHOR", "COMMITTER")},
-    }
-    argv = ["git", "-c", "protocol.file.allow=always", *arguments]
-    done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+from provision.web import Web, make_repository, served
 
 
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[Web]:
-    yield from _served(tmp_path)
+    with served(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture
@@ -84,95 +37,11 @@ def certificate(tmp_path: Path) -> Path:
 @pytest.fixture
 def tls_web(tmp_path: Path, certificate: Path) -> Iterator[Web]:
     """The same over TLS."""
-    yield from _served(tmp_path, certificate)
-
-
-def _served(tmp_path: Path, certificate: Path | None = None) -> Iterator[Web]:
-    made = Web("", tmp_path / f"repositories{'-tls' if certificate else ''}")
-    made.repositories.mkdir()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            made.asked.append(self.path)
-            path = self.path.partition("?")[0]
-            if path in made.answers:
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                    made.answers[path](self)
-            elif path.startswith("/git/"):
-                _backend(self, made.repositories)
-            else:
-                self.send_error(404)
-
-        def do_POST(self) -> None:
-            _backend(self, made.repositories)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        made.url = f"http://127.0.0.1:{server.server_port}"
-        if certificate is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate)
-            server.socket = context.wrap_socket(server.socket, server_side=True)
-            server.handle_error = lambda *_: None  # clients that do not trust it
-            made.url = f"https://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-        thread.start()
+    with served(tmp_path, certificate) as made:
         yield made
-        server.shutdown()
-        thread.join()
-
-
-def _backend(request: BaseHTTPRequestHandler, folder: Path) -> None:
-    """One request to ``git http-backend``, a CGI program."""
-    path, _, query = request.path.partition("?")
-    body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
-    env = {
-        "PATH": os.environ["PATH"],
-        "GIT_PROJECT_ROOT": str(folder),
-        "GIT_HTTP_EXPORT_ALL": "1",
-        "GIT_CONFIG_COUNT": "1",
-        "GIT_CONFIG_KEY_0": "safe.directory",
-        "GIT_CONFIG_VALUE_0": "*",
-        "PATH_INFO": path.removeprefix("/git"),
-        "QUERY_STRING": query,
-        "REQUEST_METHOD": request.command,
-        "CONTENT_TYPE": request.headers.get("Content-Type", ""),
-        "CONTENT_LENGTH": str(len(body)),
-        "HTTP_CONTENT_ENCODING": request.headers.get("Content-Encoding", ""),
-        "GIT_PROTOCOL": request.headers.get("Git-Protocol", ""),
-    }
-    done = subprocess.run(
-        ["git", "http-backend"], env=env, input=body, capture_output=True
-    )
-    head, _, content = done.stdout.partition(b"\r\n\r\n")
-    headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n") if line)
-    request.send_response(int(headers.pop("Status", "200").split()[0]))
-    for name, value in headers.items():
-        request.send_header(name, value)
-    request.send_header("Content-Length", str(len(content)))
-    request.end_headers()
-    request.wfile.write(content)
 
 
 @pytest.fixture
 def repository(web: Web) -> Callable[..., Path]:
     """``repository("name", {"file": "text"})`` makes one with a single commit."""
-
-    def make(name: str, files: dict[str, str]) -> Path:
-        folder = web.repositories / name
-        folder.mkdir()
-        git(folder, "init", "--quiet", "--initial-branch=main")
-        for path, text in files.items():
-            place = folder / path
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text(text)
-            place.chmod(0o755 if text.startswith("#!") else 0o644)
-        git(folder, "add", ".")
-        git(folder, "commit", "--quiet", "-m", "first")
-        return folder
-
-    return make
+    return functools.partial(make_repository, web)

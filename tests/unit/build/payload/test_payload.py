@@ -22,8 +22,7 @@ from globus_compute_apptainer.errors import BuildError
 from globus_compute_apptainer.spec.model import ImageSpec, parse
 from globus_compute_apptainer.spec.policy import Policy
 from globus_compute_apptainer.store.shelf import Shelf
-
-from .conftest import git
+from provision.web import git
 
 OPEN = Policy(payload_urls=("*",), allow_post=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import subprocess
 
 import pytest
 
@@ -14,8 +15,7 @@ from globus_compute_apptainer.build.site import SiteAccess
 from globus_compute_apptainer.config import BuildConfig
 from globus_compute_apptainer.errors import BuildError
 from globus_compute_apptainer.spec.policy import Policy
-
-from .conftest import git
+from provision.web import git
 
 HTTP = Policy(payload_urls=("git+http://*",))
 
@@ -255,3 +255,31 @@ def test_a_host_without_git_says_so(error, repository, monkeypatch):
     found = error("r")
     assert found.code == "payload-unreachable"
     assert "archive" in found.hint
+
+
+@pytest.mark.parametrize("path", ["a", "a/b"])
+def test_a_submodule_behind_a_link_is_refused(error, repository, tmp_path, path):
+    """A tree that git would not make: a link and a directory of one name."""
+    victim = tmp_path / "victim"
+    (victim / "b").mkdir(parents=True)
+    inner = git(repository("inner", {"written": "x"}), "rev-parse", "HEAD")
+    outer = repository("outer", {"f": "x"})
+
+    def stored(kind, data):
+        argv = ["git", "hash-object", "-t", kind, "-w", "--literally", "--stdin"]
+        done = subprocess.run(argv, input=data, cwd=outer, capture_output=True)
+        return bytes.fromhex(done.stdout.decode())
+
+    listed = f'[submodule "s"]\n\tpath = {path}\n\turl = ../inner\n'.encode()
+    tree = b"100644 .gitmodules\0" + stored("blob", listed)
+    if path == "a":
+        tree += b"160000 a\0" + bytes.fromhex(inner)
+    else:
+        tree += b"40000 a\0" + stored("tree", b"160000 b\0" + bytes.fromhex(inner))
+    tree += b"120000 a\0" + stored("blob", bytes(victim))
+    made = git(outer, "commit-tree", stored("tree", tree).hex(), "-m", "x")
+    git(outer, "update-ref", "refs/heads/main", made)
+    found = error("outer", policy=HTTP)
+    assert found.code == "payload-invalid"
+    assert [*victim.iterdir()] == [victim / "b"]
+    assert list((victim / "b").iterdir()) == []

@@ -51,6 +51,7 @@ def test_the_real_uv_takes_it(tmp_path: Path) -> None:
     given = {
         "UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple",
         "UV_INDEX": "b=http://127.0.0.1:9/b",
+        "UV_NO_CONFIG": "1",
     }
     left, text = settings.replaced(given)
     (tmp_path / "uv.toml").write_text(text)

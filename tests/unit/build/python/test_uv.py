@@ -95,7 +95,9 @@ def shown(make_job, tmp_path: Path, monkeypatch):
 def test_uv_on_the_host_sees_the_site_and_nothing_else(shown, tmp_path: Path):
     host = {"PATH": "/usr/bin:/bin", "UV_INDEX": "https://h/simple"}
     found = shown(SiteAccess(host=host))
-    assert found["UV_INDEX"] == "https://h/simple"
+    settings = Path(found["UV_CONFIG_FILE"])
+    assert 'url = "https://h/simple"' in settings.read_text()
+    assert "UV_INDEX" not in found
     assert found["UV_CACHE_DIR"] == str(tmp_path / "packages/uv")
     assert found["HOME"] == str(tmp_path / "home")
     assert found["UV_PYTHON_DOWNLOADS"] == "never"

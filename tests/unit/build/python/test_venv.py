@@ -116,3 +116,13 @@ def test_an_environment_of_the_same_python(tmp_path: Path):
     name = next((env / "lib").iterdir()).name
     venv.turn(env, python(version=name.removeprefix("python") + ".1"))
     assert (env / "lib" / name / "site-packages").is_dir()
+
+
+def test_what_wheels_bring_beside_packages_stays(tmp_path: Path):
+    """As those of mkl do: libraries in ``lib``."""
+    env = tmp_path / "env"
+    venv.lay_host(env)
+    (env / "lib/libx.so").touch()
+    venv.turn(env, python())
+    assert sorted(p.name for p in (env / "lib").iterdir()) == ["libx.so", "python3.13"]
+    assert settings(env)["home"] == "/usr/bin"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -61,18 +62,25 @@ def test_the_kit_holds_data_and_one_constant_program(make_job, tmp_path: Path):
             "environment.sh": "export A='it'\"'\"'s\nmine'\nexport B='$(id)'\n",
             "marker.txt": "/marker\n",
             "layers.txt": "/below/1\n/below/2\n",
-            "ca.crt": "",
+            "ca.crt": "PEM",
         }
         work = made.folder / "work"
         assert made.binds[:2] == (f"{folder}:{KIT}:ro", f"{work}:{KIT}/work")
         assert f"{tmp_path}/wheels:{KIT}/site/0:ro" in made.binds
-        assert f"{tmp_path}/ca:{CA_INSIDE}:ro" in made.binds
+        assert not [line for line in made.binds if CA_INSIDE in line], "it is a copy"
         for line in made.binds:
             source, target = line.split(":")[:2]
             assert Path(source).exists()
             if target.startswith(KIT):
                 assert (folder / Path(target).relative_to(KIT)).exists()
     assert list(job.scratch.iterdir()) == []
+
+
+def test_what_installs_packages_sees_no_folder_of_the_site(make_job, tmp_path: Path):
+    """Root of the build's namespace could mount it again, writable."""
+    job = make_job(site=SiteAccess(folders=(tmp_path / "wheels",)))
+    with kit.laid_out(job, "apt", apt=("git",)) as made:
+        assert not [line for line in made.binds if "wheels" in line]
 
 
 def test_a_kit_is_removed_after_a_failure(make_job):
@@ -96,6 +104,17 @@ def test_packages_that_came_changed_or_went_are_named(tmp_path: Path):
         ],
         "removed": ["gone"],
     }
+
+
+def test_nothing_waits_for_what_users_leave_there(tmp_path: Path):
+    """Nor is anything of the host read through it."""
+    made = laid(tmp_path)
+    for name in ("before", "ended"):
+        os.mkfifo(made.work / name)
+    (tmp_path / "host").write_text(AFTER)
+    (made.work / "after").symlink_to(tmp_path / "host")
+    assert made.installed() == {"packages": []}
+    assert made.ended() is None
 
 
 def test_without_dpkg_there_are_no_packages(tmp_path: Path):
