@@ -77,6 +77,13 @@ class LocalEngine:
         self._engine.submit(future, message, {"container": container})
         return self._outcome(future.result(), self._clock() - started)
 
+    def settle(self) -> None:
+        """Block until the images that became ready are complete: tasks that run after
+        that run in containers that stay."""
+        images = self._engine._images
+        if images is not None:
+            images.settle()
+
     def _pack(
         self, task_id: uuid.UUID, function: Callable[..., Any], args: Sequence[Any]
     ) -> bytes:
