@@ -10,6 +10,7 @@ import configparser
 import os
 import re
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -81,6 +82,15 @@ def from_pip(environ: Mapping[str, str], prefix: Path) -> Indexes:
         proxy=options.get("proxy", "").strip(),
         certificates=options.get("cert", "").strip(),
     )
+
+
+def public() -> str:
+    """The public index: pip's own default, which is uv's too; empty where there is no
+    pip to ask."""
+    try:
+        return str(import_module("pip._internal.models.index").PyPI.simple_url)
+    except (ImportError, AttributeError):  # it is not a public name of pip's
+        return ""
 
 
 def from_uv(environ: Mapping[str, str]) -> Indexes | None:

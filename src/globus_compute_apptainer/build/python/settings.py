@@ -20,13 +20,17 @@ _NAMED: Final = re.compile(r"([A-Za-z0-9._-]+)=(.+)")
 _VARIABLES: Final = ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_NO_CONFIG")
 
 
-def replaced(environment: Mapping[str, str]) -> tuple[dict[str, str], str]:
+def replaced(
+    environment: Mapping[str, str], public: str = ""
+) -> tuple[dict[str, str], str]:
     """The environment without its indexes, and a ``uv.toml`` that has them.
 
     Empty where there are none, or where the site has a ``uv.toml`` of its own, which
     may say all of that itself.
+
+    :param public: URL of the index that uv takes where none is named; may be empty
     """
-    default = environment.get("UV_DEFAULT_INDEX", "").strip()
+    default = environment.get("UV_DEFAULT_INDEX", "").strip() or public
     extra = environment.get("UV_INDEX", "").split()
     if not (default or extra) or "UV_CONFIG_FILE" in environment:
         return dict(environment), ""

@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from globus_compute_apptainer.build import indexes
 from globus_compute_apptainer.build.python import settings, standins
 from globus_compute_apptainer.build.scratch import remove_tree
 
@@ -108,7 +109,8 @@ class HostUv:
             "TMPDIR": str(self.work),
             "UV_CACHE_DIR": str(self.packages / "uv"),
         }
-        found, text = settings.replaced(found)
+        public = "" if self.job.site.no_index else indexes.public()
+        found, text = settings.replaced(found, public)
         if text:
             file = self.work / "uv.toml"  # the directory is private
             file.write_text(text, encoding="utf-8")

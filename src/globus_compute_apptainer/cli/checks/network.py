@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -34,7 +33,7 @@ def package_index(host: Host, settings: Settings) -> Finding:
     source = uv or indexes.from_pip(host.environ, host.prefix)
     if source.no_index:
         return ok(f"none; packages come from {' '.join(source.links) or 'nowhere'}")
-    url = source.default or _public_index()
+    url = source.default or indexes.public()
     if not url:
         return ok("the public one (not tried: there is no pip here to ask for it)")
     shown = site.redact(url)
@@ -44,14 +43,6 @@ def package_index(host: Host, settings: Settings) -> Finding:
     if 200 <= reply.status < 400:
         return ok(f"{shown} answers")
     return warn(f"{shown}: {site.redact(_said(reply))}", _INDEX_FIX)
-
-
-def _public_index() -> str:
-    """pip's own default, which is uv's too; empty where pip is not installed."""
-    try:
-        return str(import_module("pip._internal.models.index").PyPI.simple_url)
-    except (ImportError, AttributeError):  # it is not a public name of pip's
-        return ""
 
 
 def _folder(host: Host, url: str) -> Finding:

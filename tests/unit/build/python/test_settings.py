@@ -39,6 +39,19 @@ def test_a_site_with_a_file_of_its_own_keeps_it() -> None:
     assert settings.replaced(given) == (given, "")
 
 
+def test_the_public_index_is_named_where_no_other_is_the_default() -> None:
+    given = {"UV_INDEX": "https://a/simple"}
+    _, text = settings.replaced(given, "https://public/simple")
+    first, second = tomllib.loads(text)["index"]
+    assert (first["url"], second["url"]) == (
+        "https://a/simple",
+        "https://public/simple",
+    )
+    assert second["default"] is True
+    own = {"UV_DEFAULT_INDEX": "https://own/simple"}
+    assert "public" not in settings.replaced(own, "https://public/simple")[1]
+
+
 def test_where_no_index_is_named_nothing_is_said() -> None:
     assert settings.replaced({"UV_FIND_LINKS": "/x"}) == ({"UV_FIND_LINKS": "/x"}, "")
 
