@@ -98,13 +98,7 @@ def conda_layer(
     else:
         chosen = [dict(package) for package in locked]
         channels = Channels.locked(chosen, job.config)
-    key = layer_key(
-        "conda",
-        base=below.base_digest,
-        prefix=target.prefix,
-        packages=[[p["url"], p.get("sha256"), p.get("md5")] for p in chosen],
-        variables=conda.variables,
-    )
+    key = _key(below, conda, target, chosen)
 
     def make(workspace: Path) -> Mapping[str, Any]:
         root = Path(tempfile.mkdtemp(prefix="conda-", dir=job.scratch))
@@ -127,6 +121,18 @@ def conda_layer(
         }
 
     return kept_layer(job, shelf, "conda", key, make)
+
+
+def _key(
+    below: Below, conda: Conda, target: _Target, chosen: Sequence[Mapping[str, Any]]
+) -> str:
+    return layer_key(
+        "conda",
+        base=below.base_digest,
+        prefix=target.prefix,
+        packages=[[p["url"], p.get("sha256"), p.get("md5")] for p in chosen],
+        variables=conda.variables,
+    )
 
 
 def _target(job: Job, inventory: Inventory) -> _Target:

@@ -13,9 +13,10 @@ the image below is the one that they were made from, and it never changes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from globus_compute_apptainer.build import squashfs
 from globus_compute_apptainer.build.apptainer import (
@@ -118,26 +119,28 @@ def compile_bytecode(
         cwd="/",
     )
 
-    def ends_well(command: Sequence[str]) -> bool:
-        ended = run(
-            ["nice", "-n", NICE, *command],
-            env=without_proxies(apptainer.environment()),
-            timeout=timeout,
-            on_line=on_line,
-            cancel=cancel,
-        )
-        return ended.ok
-
+    ends_well = functools.partial(
+        _ends_well,
+        env=without_proxies(apptainer.environment()),
+        timeout=timeout,
+        on_line=on_line,
+        cancel=cancel,
+    )
     try:
         # The image's Python may leave links there: nothing is written after it ran.
         place_marker(root, key)
         root.chmod(0o755)
         if not ends_well(argv) or not any(root.rglob("*.pyc")):
             return False
-        pack = [squashfs.program(), str(root), str(target), *squashfs.options()]
+        pack = [squashfs.program(), str(root), str(target)]
+        pack += squashfs.options(fast=True)
         return ends_well([*pack, "-all-root", "-action", "chmod(ugo+rX)@true"])
     except OSError as error:
         on_line(f"no bytecode: {error}")
         return False
     finally:
         remove_tree(work)
+
+
+def _ends_well(command: Sequence[str], **how: Any) -> bool:
+    return run(["nice", "-n", NICE, *command], **how).ok

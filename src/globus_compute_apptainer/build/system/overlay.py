@@ -184,7 +184,6 @@ def _seal(job: Job, below: Below, written: Path, laid: Kit, target: Path) -> Non
     :raises OverlayUnsuitableError: a layer would show it wrongly
     """
     tree, answer = written / "upper", laid.folder / "answer.json"
-    squashfs.find("unsquashfs") or "unsquashfs"
     order = {
         "upper": str(tree),
         "below": _listings(below),

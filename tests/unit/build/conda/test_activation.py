@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,7 +38,6 @@ def test_the_prefix_comes_first() -> None:
     assert (found["CONDA_PREFIX"], found["CONDA_DEFAULT_ENV"]) == ("/p", "/p")
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
 def test_bash_reads_it_alike() -> None:
     script = activation.script("/p", "/p/bin", {"A": 'it\'s "$B" `c` \\ \n!'})
     assert environment(script, "bash")["A"] == environment(script)["A"]

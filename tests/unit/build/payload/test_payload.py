@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import io
 import os
-import shutil
 import stat
 import subprocess
 import tarfile
@@ -209,12 +208,6 @@ def below(tmp_path):
     return Below("sha256:" + "0" * 64, tmp_path / "base.sif", Inventory(**fields))
 
 
-needs_squashfs = pytest.mark.skipif(
-    shutil.which("mksquashfs") is None, reason="needs squashfs-tools"
-)
-
-
-@needs_squashfs
 def test_the_layer_holds_files_marker_and_path(fetched, make_job, below, tmp_path):
     old = os.umask(0o077)
     try:
@@ -242,7 +235,6 @@ def test_the_layer_holds_files_marker_and_path(fetched, make_job, below, tmp_pat
     assert layer.lock["sha256"] == found.lock["sha256"]
 
 
-@needs_squashfs
 def test_the_same_files_are_one_layer_with_two_locks(
     fetched, make_job, below, tmp_path
 ):
@@ -255,7 +247,6 @@ def test_the_same_files_are_one_layer_with_two_locks(
     assert first.lock["url"] != second.lock["url"]
 
 
-@needs_squashfs
 def test_a_payload_that_was_changed_since_is_not_packed(
     fetched, make_job, below, tmp_path
 ):
@@ -265,7 +256,6 @@ def test_a_payload_that_was_changed_since_is_not_packed(
         payload_layer(make_job(), below, found, Shelf(tmp_path / "v2", "layers"))
 
 
-@needs_squashfs
 def test_an_installed_project_is_not_on_the_path(fetched, make_job, below, tmp_path):
     found = fetched({"setup.py": "", "m.py": ""})
     assert found.ingested.projects == (".",)
