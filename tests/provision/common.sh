@@ -2,8 +2,8 @@
 # Shared by every provisioning file: where state lives, progress lines, logged steps.
 # Sourced, never run.
 
-# shellcheck disable=SC2034  # read by the files that source this one
-GCA_TEST_USER_NAME=gcatest
+# Another name, with another $GCA_STATE_DIR, lets several checkouts be tested beside each other.
+GCA_TEST_USER_NAME=${GCA_TEST_USER_NAME:-gcatest}
 
 # An ordinary user's PATH often lacks the folders that daemons and mkfs tools are in.
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
