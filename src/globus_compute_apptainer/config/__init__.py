@@ -22,6 +22,7 @@ from globus_compute_apptainer.config.values import (
     environment,
     flag,
     hosts,
+    journal,
     mirror,
     mirrors,
     options,
@@ -101,6 +102,10 @@ class ContainersConfig:
     :param images: the admin's own images by name; policy does not bind them
     :param default_container: for tasks that attach none: a name of ``images``, or
         a spec, which policy binds (a template may pass a client's on)
+    :param journal: whether tasks that wait for an image are kept on disk: ``on``,
+        ``off``, or ``auto``: unless the endpoint is a high-assurance one
+    :param remove_dead_pid_file: whether a start removes upstream's pid file where the
+        process that wrote it is proven dead
     """
 
     cache_dir: Path
@@ -112,6 +117,8 @@ class ContainersConfig:
     policy: Policy = field(default_factory=Policy)
     images: Mapping[str, model.ContainerSpec] = field(default_factory=dict)
     default_container: model.ContainerSpec | str | None = None
+    journal: str = "auto"
+    remove_dead_pid_file: bool = True
 
     @classmethod
     def parse(
@@ -136,6 +143,8 @@ class ContainersConfig:
             run=_run(top.block("run")),
             policy=_policy(policy),
             images=top.take("images", _images) or {},
+            journal=top.take("journal", journal) or cls.journal,
+            remove_dead_pid_file=top.take("remove_dead_pid_file", flag) is not False,
         )
         default = top.take("default_container", lambda v: _container(v, config.images))
         top.finish()
