@@ -103,6 +103,7 @@ def index(endpoint: Endpoint, tmp_path: Path) -> Iterator[Faulty]:
             endpoint.environ = {
                 "PIP_NO_INDEX": "0",
                 "PIP_INDEX_URL": f"http://{way.address}/simple/",
+                "UV_HTTP_RETRIES": "1",  # whose patience is not what is tested
             }
             yield way
         endpoint.environ = {}
