@@ -21,7 +21,7 @@ from typing import Any
 
 from globus_compute_apptainer import events
 from globus_compute_apptainer.config import ContainersConfig
-from globus_compute_apptainer.endpoint import interchange, upstream
+from globus_compute_apptainer.endpoint import interchange, pidfile, upstream
 from globus_compute_apptainer.endpoint.requests import Requests, Wanted, split
 from globus_compute_apptainer.endpoint.waiting import WaitingTasks, open_waiting
 from globus_compute_apptainer.errors import ContainerError, internal
@@ -58,9 +58,11 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         self, *args: Any, containers: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         # Called while the configuration is loaded, before the endpoint daemonises:
-        # no file is opened and nothing is started here.
+        # no file stays open and nothing is started here.
         self.containers = containers
         self._config = ContainersConfig.parse(containers)
+        if self._config.remove_dead_pid_file:  # later, upstream has refused to start
+            pidfile.remove_if_dead(os.environ)
         self._handover = threading.Lock()
         self._images: ImageService | None = None
         self._waiting: WaitingTasks | None = None
@@ -79,6 +81,7 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         self._images = open_service(self._config, os.environ, self.event_sink)
         super().start(*args, **kwargs)
         self._waiting = open_waiting(Path(self.run_dir), journaled=self._journaled())
+        pidfile.claim(Path(self.run_dir))
         ours = interchange.starting()
         if ours is not None:
             interchange.keep_while_busy(ours, self._busy)
@@ -228,7 +231,8 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         if self._images is None or self._waiting is None:
             return ""
         counts = self._images.counts()
-        images, tasks = counts["queued"] + counts["building"], self._waiting.unanswered()
+        images = counts["queued"] + counts["building"]
+        tasks = self._waiting.unanswered()
         if not images and not tasks:
             return ""
         return f"{images} images are being made, {tasks} tasks wait or were resubmitted"

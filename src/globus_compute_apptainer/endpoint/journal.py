@@ -156,7 +156,10 @@ def _encoded(entry: Entry) -> bytes:
 
 
 def _decoded(content: bytes, task_id: uuid.UUID, attempt: int) -> Entry:
-    """:raises ValueError: (or KeyError, TypeError) it is damaged, or of another format"""
+    """The inverse.
+
+    :raises ValueError: (or KeyError, TypeError) it is damaged, or of another format
+    """
     line, _, packed = content.partition(b"\n")
     head = json.loads(line)
     if head["format"] != _FORMAT:

@@ -49,7 +49,7 @@ class Outbox:
                 try:
                     self._write(str(task_id), packed_result)
                 except OSError as error:
-                    log.error("the result of task %s cannot be stored: %s", task_id, error)  # noqa: E501
+                    log.error("task %s: its result is not stored: %s", task_id, error)
                     return
                 del self._unwritten[task_id]
 

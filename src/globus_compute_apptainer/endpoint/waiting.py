@@ -1,4 +1,4 @@
-"""The tasks that wait for an image: who gets their answers, in this process and the next.
+"""The tasks that wait for an image: who gets their answers, here and after a restart.
 
 Runs in the endpoint process. A task that waits is in the journal, so that the endpoint
 process may be killed: the next one resubmits what it finds there.
