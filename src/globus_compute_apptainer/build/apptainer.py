@@ -32,7 +32,16 @@ from globus_compute_apptainer.errors import HostError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["ALONE", "Apptainer", "Completed", "Mode", "bind", "choose_mode", "run"]
+__all__ = [
+    "ALONE",
+    "Apptainer",
+    "Completed",
+    "Mode",
+    "bind",
+    "choose_mode",
+    "is_exportable",
+    "run",
+]
 
 OLDEST: Final = (1, 1)
 VERSION_TIMEOUT_SECONDS: Final = 60.0
@@ -234,10 +243,15 @@ class Apptainer:
             if name not in _SCRUBBED and not name.startswith(_SCRUBBED_PREFIXES)
         }
         for name, value in (inside or {}).items():
-            if not _NAME.match(name):
+            if not is_exportable(name):
                 raise ValueError(f"not a name of an environment variable: {name!r}")
             kept[f"APPTAINERENV_{name}"] = value
         return {**kept, **extra}
+
+
+def is_exportable(name: str) -> bool:
+    """Whether this can be the name of a variable that goes inside."""
+    return _NAME.match(name) is not None
 
 
 def without_proxies(environment: Mapping[str, str]) -> dict[str, str]:

@@ -78,7 +78,7 @@ class Container:
                 start_new_session=True,
             )
         except OSError as error:
-            raise _not_started(f"cannot start {launch.argv[0]}: {error}") from error
+            raise not_started(f"cannot start {launch.argv[0]}: {error}") from error
         self._inlet = _opened(self._process.stdin)
         self._outlet = _opened(self._process.stdout)
         self._poll = select.poll()
@@ -169,7 +169,7 @@ class Container:
         message = "the container did not start"
         message += f" within {seconds:g} s" if late else ""
         ended = describe_end(self._process.returncode) if early else ""
-        raise _not_started(message, ended=ended, tail=self._errors.tail())
+        raise not_started(message, ended=ended, tail=self._errors.tail())
 
     def _skip_noise(self, deadline: float) -> bool:
         """Read up to where the agent begins; False if it does not.
@@ -323,9 +323,24 @@ def describe_end(returncode: int) -> str:
         return f"signal {-returncode}"
 
 
-def _not_started(
+def no_folder(reason: str) -> TaskError:
+    """The error of a container that lacks the folder that a task runs in."""
+    return TaskError(
+        f"the task's folder cannot be used in the container: {reason}",
+        hint="the endpoint's `working_dir` must be on a file system that "
+        "Apptainer may bind",
+        code="no-working-directory",
+    )
+
+
+def not_started(
     message: str, *, ended: str = "", tail: tuple[str, ...] = ()
 ) -> TaskError:
+    """The error of a container that did not start.
+
+    :param ended: how it ended, if it did
+    :param tail: what it, or Apptainer, said last
+    """
     text = "\n".join(tail)
     if LAYER_MISSING in text or OVERLAY_REFUSED in text:
         return TaskError(

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from globus_compute_apptainer.build.apptainer import Apptainer, bind
+from globus_compute_apptainer.build.apptainer import Apptainer, bind, is_exportable
 from globus_compute_apptainer.build.layer import HOME, PAYLOAD
 from globus_compute_apptainer.errors import TaskError
 from globus_compute_apptainer.worker import agent
 from globus_compute_apptainer.worker.environment import without_proxy_credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from globus_compute_apptainer.worker.order import ContainerOrder
 
@@ -58,40 +58,79 @@ def launch(order: ContainerOrder, run_dir: str) -> Launch:
     """The program that starts the agent in the container of ``order``.
 
     :param run_dir: absolute path of the folder that tasks run in; it exists
-    :raises TaskError: the image cannot run tasks (``no-python``), or is not what
-        it was when it was ordered (``image-missing``)
+    :raises TaskError: the image has no Python (``no-python``), or is not what it was
+        when it was ordered (``image-missing``)
     :raises HostError: there is no usable Apptainer on this machine
     """
-    python = _python(order)
+    if order.python is None:
+        raise no_python(order, "a Python function")
+    sdk_version = importlib.metadata.version("globus-compute-sdk")
+    agent_argv = [
+        *(order.python, "-s", f"{INSIDE}/agent.py"),
+        *(f"{INSIDE}/library", sdk_version, agent.mount_namespace()),
+    ]
+    return _launch(
+        order,
+        run_dir,
+        agent_argv,
+        binds=_own_binds(),
+        options=_bytecode(order),
+        env={"PYTHONNOUSERSITE": "1"},
+    )
+
+
+def launch_shell(
+    order: ContainerOrder, run_dir: str, script: Sequence[str], env: Mapping[str, str]
+) -> Launch:
+    """The program that starts ``/bin/sh`` in the container of ``order``.
+
+    :param script: what it runs, and its arguments
+    :param env: variables of the task, beside the spec's
+    :raises TaskError: the image is not what it was when it was ordered
+        (``image-missing``)
+    :raises HostError: there is no usable Apptainer on this machine
+    """
+    named = {name: value for name, value in env.items() if is_exportable(name)}
+    return _launch(
+        order, run_dir, ["/bin/sh", "-c", script[0], "sh", *script[1:]], env=named
+    )
+
+
+def _launch(
+    order: ContainerOrder,
+    run_dir: str,
+    command: Sequence[str],
+    *,
+    binds: Sequence[str] = (),
+    options: Sequence[str] = (),
+    env: Mapping[str, str],
+) -> Launch:
     _check_image(order)
     apptainer = _apptainer(order.apptainer)
-    sdk_version = importlib.metadata.version("globus-compute-sdk")
     argv = apptainer.exec_argv(
         order.image,
-        [
-            *_checked(order),
-            *(python, "-s", f"{INSIDE}/agent.py"),
-            *(f"{INSIDE}/library", sdk_version, agent.mount_namespace()),
-        ],
-        binds=[*_own_binds(), bind(run_dir), *order.binds],
+        [*_checked(order), *command],
+        binds=[*binds, bind(run_dir), *order.binds],
         gpu=order.gpu,
-        options=[*_bytecode(order), *order.options],
+        options=[*options, *order.options],
         cwd=run_dir,
     )
-    inside = {**dict(order.env), "PYTHONNOUSERSITE": "1"}
-    environment = without_proxy_credentials(apptainer.environment(inside=inside))
-    return Launch(tuple(argv), environment, run_dir)
+    environment = apptainer.environment(inside={**dict(order.env), **env})
+    return Launch(tuple(argv), without_proxy_credentials(environment), run_dir)
 
 
-def _python(order: ContainerOrder) -> str:
-    if order.python is None:
-        raise TaskError(
-            f"the image made from {order.base} has no Python, and tasks need one",
-            hint="choose a `base_image` with Python 3.9 or newer, or leave it out and "
-            'name the version that you want, such as `python: "3.11"`',
-            code="no-python",
-        )
-    return order.python
+def no_python(order: ContainerOrder, why: str) -> TaskError:
+    """The error of a task that an image without Python cannot run.
+
+    :param why: what of it needs one
+    """
+    return TaskError(
+        f"the image made from {order.base} has no Python, which {why} needs; without it"
+        " only a `ShellFunction` can run",
+        hint="choose a `base_image` with Python 3.9 or newer, or leave it out and "
+        'name the version that you want, such as `python: "3.11"`',
+        code="no-python",
+    )
 
 
 def _checked(order: ContainerOrder) -> list[str]:

@@ -24,8 +24,12 @@ from globus_compute_common.messagepack.message_types import Result, Task, TaskTr
 from globus_compute_common.tasks import ActorName, TaskState
 
 from globus_compute_apptainer.errors import ContainerError, TaskError
-from globus_compute_apptainer.worker import agent
-from globus_compute_apptainer.worker.container import Container, NotSentError
+from globus_compute_apptainer.worker import agent, bytecode, shellfunction
+from globus_compute_apptainer.worker.container import (
+    Container,
+    NotSentError,
+    no_folder,
+)
 from globus_compute_apptainer.worker.environment import task_environment
 from globus_compute_apptainer.worker.launch import launch
 from globus_compute_apptainer.worker.order import ContainerOrder
@@ -128,6 +132,10 @@ def _execute_inside(
     task_buffer: str, header: dict[str, Any], order: ContainerOrder, run_dir: str
 ) -> Outcome:
     """Run the task in a warm container, or in a new one where that has gone."""
+    if order.python is None:
+        text, failed = shellfunction.execute(task_buffer, header, order, run_dir)
+        return Outcome(text, failed, _expected_details(order))
+    task_buffer = bytecode.checked(task_buffer, order.python_version)
 
     def start() -> Container:
         return Container(launch(order, run_dir), order.start_timeout)
@@ -141,12 +149,7 @@ def _execute_inside(
         with _pool.lease(key, start, order.warm_per_worker) as container:
             answer, data = container.ask(header, body)
     if answer["kind"] == "no-folder":
-        raise TaskError(
-            f"the task's folder cannot be used in the container: {answer['reason']}",
-            hint="the endpoint's `working_dir` must be on a file system that "
-            "Apptainer may bind",
-            code="no-working-directory",
-        )
+        raise no_folder(answer["reason"])
     error = (answer["error"][0], answer["error"][1]) if answer["error"] else None
     return Outcome(data.decode("utf-8", "surrogatepass"), error, container.details)
 

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-from globus_compute_sdk.serialize import DillCode
 
 pytestmark = pytest.mark.apptainer
 
@@ -86,16 +85,6 @@ def test_exceptions_on_another_python(newer):
     result = newer.result(fail)
     assert result.error_details.code == "RemoteExecutionError"
     assert result.data.endswith("ValueError: as usual\n")
-
-
-def test_crash_of_bytecode_on_another_python_is_explained(newer, packed):
-    def fragile(n):
-        return [i + 1 for i in range(n)], sum(x for x in range(n)), f"{n}"
-
-    result = newer.message(*packed(fragile, 3, code=DillCode()))
-    assert result.is_error
-    if result.error_details.code == "container-crashed":
-        assert "3.13" in result.data and "AllCodeStrategies" in result.data
 
 
 def test_image_without_python(inside, nopython_sif):
