@@ -1,4 +1,4 @@
-"""A user endpoint is killed while tasks wait for their image: the next start answers them.
+"""A user endpoint is killed while tasks wait for their image: the next answers them.
 
 The core endpoint lives on; the next submission makes it start the user endpoint again.
 What a SIGKILL leaves behind of the old one (Parsl's interchange, its workers) is ended
