@@ -14,14 +14,15 @@ import os
 import platform
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from globus_compute_apptainer import events
 from globus_compute_apptainer.config import ContainersConfig
-from globus_compute_apptainer.endpoint import interchange, pidfile, upstream
+from globus_compute_apptainer.endpoint import control, interchange, pidfile, upstream
+from globus_compute_apptainer.endpoint.progress import Progress
 from globus_compute_apptainer.endpoint.requests import Requests, Wanted, split
 from globus_compute_apptainer.endpoint.waiting import WaitingTasks, open_waiting
 from globus_compute_apptainer.errors import ContainerError, internal
@@ -69,7 +70,8 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         self._high_assurance = False
         # Replaced by those who want to watch builds, before `start`.
         self.event_sink: events.Sink = _log_event
-        self._requests = Requests(self._config, _default_python())
+        self._requests = Requests(self._config, _default_python(), self._stored)
+        self._controls: control.Controls | None = None
         super().__init__(*args, **kwargs)
 
     def start(self, *args: Any, **kwargs: Any) -> None:
@@ -78,7 +80,9 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         upstream.log_with_the_endpoint()
         if problem := upstream.outside_window():
             log.warning(problem)
-        self._images = open_service(self._config, os.environ, self.event_sink)
+        progress = Progress(self.event_sink)
+        self._images = open_service(self._config, os.environ, progress)
+        self._controls = control.Controls(self._requests, self._images, progress)
         super().start(*args, **kwargs)
         self._waiting = open_waiting(Path(self.run_dir), journaled=self._journaled())
         pidfile.claim(Path(self.run_dir))
@@ -132,17 +136,50 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
                 container=self._order(ready, wanted).to_wire(),
             )()
 
+        def wait() -> None:
+            tasks.enter(task_f, packed_task, resource_specification, result_serializers)
+
         with _errors_to(task_f):
-            wanted = self._requests.wanted(attached)
-            if wanted is not None:
-                self._when_ready(
-                    task_f,
-                    wanted,
-                    hand_over,
-                    lambda: tasks.enter(
-                        task_f, packed_task, resource_specification, result_serializers
-                    ),
-                )
+            if (asked := control.parse(attached)) is not None:
+                self._control(task_f, asked, result_serializers, wait)
+            elif (wanted := self._requests.wanted(attached)) is not None:
+                self._when_ready(task_f, wanted, hand_over, wait)
+
+    def _control(
+        self,
+        task_f: upstream.GCFuture,
+        asked: control.Control,
+        serializers: list[str] | None,
+        wait: Callable[[], None],
+    ) -> None:
+        """Answer a control request: ``build`` when the image is ready."""
+        controls = self._controls
+        assert controls is not None, "submit() made sure that the engine was started"  # noqa: S101
+
+        def answer(task_f: upstream.GCFuture, value: Mapping[str, Any]) -> None:
+            packed = upstream.value_result(task_f.gc_task_id, value, serializers)
+            task_f.set_result(packed)
+
+        def reply(found: Mapping[str, Any] | Exception) -> None:
+            with _errors_to(task_f):
+                if isinstance(found, Exception):
+                    raise found
+                answer(task_f, found)
+
+        if asked.action == "build":
+            self._when_ready(
+                task_f,
+                controls.wanted(asked),
+                lambda waited, ready, _wanted: answer(waited, control.built(ready)),
+                wait,
+                fresh=asked.force,
+            )
+        else:
+            controls.answer(asked, reply)
+
+    def _stored(self, digest: str) -> Mapping[str, Any] | None:
+        ready = self._images and self._images.cached(digest)
+        return ready.image.manifest.spec if ready else None
 
     def _when_ready(
         self,
@@ -150,13 +187,15 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         wanted: Wanted,
         hand_over: Callable[[upstream.GCFuture, Ready, Wanted], None],
         wait: Callable[[], None],
+        *,
+        fresh: bool = False,
     ) -> None:
         """Call ``hand_over`` with the image: at once if cached, else when built, after
         a call of ``wait``."""
         images = self._images
         assert images is not None, "submit() made sure that the engine was started"  # noqa: S101
         ready = images.cached(wanted.image.digest, max_age=wanted.max_age)
-        if ready is not None:
+        if ready is not None and not fresh:
             hand_over(task_f, ready, wanted)
             return
 
@@ -173,6 +212,7 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
             name=wanted.name,
             policy=wanted.policy,
             max_age=wanted.max_age,
+            fresh=fresh,
         )
         wait()
         future.add_done_callback(done)
@@ -245,6 +285,8 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         if self._images is not None:
             upstream.await_stopping_publishers(PUBLISHER_SECONDS)
             self._images.close()
+        if self._controls is not None:
+            self._controls.close()
         super().shutdown(**kwargs)
 
 

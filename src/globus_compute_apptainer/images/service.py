@@ -115,6 +115,7 @@ class _Request:
     unwanted: str | None = None
     state: State = State.REQUESTED
     waiting: list[Future[Ready]] = field(default_factory=list)
+    cancelled: threading.Event = field(default_factory=threading.Event)
 
     @property
     def digest(self) -> str:
@@ -251,6 +252,7 @@ class ImageService:
             self._threads.submit(self._serve, request)
         except RuntimeError as error:  # "can't start new thread"
             request.waiting = []  # it may yet be served, for nobody
+            request.cancelled.set()
             return internal(error)
         self._requests[request.key] = request
         return None
@@ -268,6 +270,34 @@ class ImageService:
                 "failed": self._failed,
             }
 
+    def standing(self, digest: str) -> tuple[str, int] | None:
+        """The state of the request for a spec's image, and how many wait for it; None
+        if there is no request."""
+        with self._lock:
+            request = self._requests.get(digest)
+            if request is None:
+                return None
+            return request.state.value, len(request.waiting)
+
+    def stored(self) -> Iterator[StoredImage]:
+        """The images that are in the cache."""
+        return self._store.images()
+
+    def cancel(self, digest: str) -> int:
+        """Fail whoever waits for a spec's image, at once, and stop its build here.
+
+        :returns: how many waited
+        """
+        with self._lock:
+            request = self._requests.pop(digest, None)
+            if request is None:
+                return 0
+            request.cancelled.set()
+            waiting, request.waiting = request.waiting, []
+        for future in waiting:
+            future.set_exception(_cancelled())
+        return len(waiting)
+
     def close(self) -> None:
         """Fail whoever still waits, at once; then stop the builds. Idempotent; blocks
         until the builds' processes are gone."""
@@ -275,6 +305,7 @@ class ImageService:
             self._closing.set()
             left: list[Future[Ready]] = []
             for request in self._requests.values():
+                request.cancelled.set()
                 left += request.waiting
                 request.waiting = []
         for future in left:
@@ -307,26 +338,29 @@ class ImageService:
         self._store.prepare()
         # Who has it builds, for `timeout` at most, or waits for a slot to do so.
         patience = LOCK_TIMEOUTS * self._config.timeout
-        with self._store.lock(digest, cancel=self._closing, timeout=patience):
+        with self._store.lock(digest, cancel=request.cancelled, timeout=patience):
             found = None if request.order.locked else self._store.lookup(digest)
             if found and found.manifest.image_digest != request.unwanted:
                 return found, False
-            with self._slot():
+            with self._slot(request):
                 self._move(request, State.BUILDING)
                 return self._build(request), True
 
     @contextlib.contextmanager
-    def _slot(self) -> Iterator[None]:
+    def _slot(self, request: _Request) -> Iterator[None]:
         """One of the builds that may run at once; waits for it."""
         while not self._slots.acquire(timeout=POLL_SECONDS):
-            if self._closing.is_set():
-                raise _stopped()
+            if request.cancelled.is_set():
+                raise self._ended()
         try:
-            if self._closing.is_set():
-                raise _stopped()
+            if request.cancelled.is_set():
+                raise self._ended()
             yield
         finally:
             self._slots.release()
+
+    def _ended(self) -> ContainerError:
+        return _stopped() if self._closing.is_set() else _cancelled()
 
     def _build(self, request: _Request) -> StoredImage:
         started = self._clock()
@@ -335,12 +369,12 @@ class ImageService:
             private_scratch(self._config) as scratch,
             self._store.workspace() as work,
         ):
-            seal = Seal(work / IMAGE, self._closing)
+            seal = Seal(work / IMAGE, request.cancelled)
             built = self._the_builder().build(
                 request.order,
                 Place(scratch, work / IMAGE, log_path),
                 sink=self._tell,
-                cancel=self._closing,
+                cancel=request.cancelled,
                 finished=seal,
             )
             seconds = self._clock() - started
@@ -348,7 +382,7 @@ class ImageService:
                 request.order.image, built, seconds, log_path, request.name
             )
             return self._store.publish(
-                work / IMAGE, manifest, sealed=seal.done, cancel=self._closing
+                work / IMAGE, manifest, sealed=seal.done, cancel=request.cancelled
             )
 
     def _the_builder(self) -> ImageBuilder:
@@ -390,6 +424,14 @@ class ImageService:
                 future.set_result(Ready(outcome.image, "shared", outcome.seconds))
             else:
                 future.set_result(outcome)
+
+
+def _cancelled() -> BuildError:
+    return BuildError(
+        "the build of this image was cancelled",
+        hint="submit the task again to have it built",
+        code="build-cancelled",
+    )
 
 
 def _stopped() -> BuildError:
