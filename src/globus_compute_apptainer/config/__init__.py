@@ -45,6 +45,8 @@ class BuildConfig:
     """How images are built on this endpoint.
 
     :param concurrency: builds at once in one endpoint process
+    :param cache_concurrency: builds at once of all that share the cache; None: any
+        number
     :param timeout: seconds that one build may take, pulling included
     :param tmp_dir: where builds work; chosen by free room if None
     :param env: environment variables passed to every build
@@ -76,6 +78,7 @@ class BuildConfig:
     conda_mirrors: tuple[tuple[str, str], ...] = ()
     debian_mirror: str | None = None
     max_image_size: int | None = None
+    cache_concurrency: int | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ class RunConfig:
 class ContainersConfig:
     """The whole block.
 
+    :param max_cache_size: bytes in ``cache_dir``; None: no limit
+    :param shared_caches: caches of the site, looked into first and never written
     :param refresh: seconds after which an image is made anew, where its spec does not
         say; None: never
     :param images: the admin's own images by name; policy does not bind them
@@ -112,6 +117,8 @@ class ContainersConfig:
     policy: Policy = field(default_factory=Policy)
     images: Mapping[str, model.ContainerSpec] = field(default_factory=dict)
     default_container: model.ContainerSpec | str | None = None
+    max_cache_size: int | None = None
+    shared_caches: tuple[Path, ...] = ()
 
     @classmethod
     def parse(
@@ -136,6 +143,8 @@ class ContainersConfig:
             run=_run(top.block("run")),
             policy=_policy(policy),
             images=top.take("images", _images) or {},
+            max_cache_size=top.take("max_cache_size", size),
+            shared_caches=top.take("shared_caches", top.overlay_paths) or (),
         )
         default = top.take("default_container", lambda v: _container(v, config.images))
         top.finish()
@@ -146,6 +155,7 @@ def _build(block: Block, max_image_size: int | None) -> BuildConfig:
     default = BuildConfig()
     return BuildConfig(
         concurrency=block.take("concurrency", count) or default.concurrency,
+        cache_concurrency=block.take("cache_concurrency", count),
         timeout=block.take("timeout", seconds) or default.timeout,
         tmp_dir=block.take("tmp_dir", block.path),
         env=block.take("env", environment) or (),
