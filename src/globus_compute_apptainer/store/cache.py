@@ -166,8 +166,11 @@ class Store:
     def use(self, image: StoredImage) -> Lease | None:
         """Keep an image from being removed until the lease is let go.
 
+        :param image: of another cache: then nothing is written, and nothing is kept
         :returns: None if it is not there any more
         """
+        if not image.path.is_relative_to(self._top):
+            return Lease.of_nothing()
         name = image.path.parent.name
         lease = self.leases.hold(lease_name(IMAGES, name))
         try:
@@ -308,6 +311,13 @@ class Store:
             watch=watch,
             clear=self._clear,
         )
+
+    def slot(
+        self, count: int, *, cancel: threading.Event
+    ) -> AbstractContextManager[locks.Held]:
+        """One of ``count`` places for builds of all who share the cache."""
+        places = [self._locks / f"slot-{number}" for number in range(count)]
+        return locks.hold_any(places, cancel=cancel, presence=self._presence)
 
     def _clear(self, dead: Owner) -> None:
         for path in leavings_of(self._tmp, dead):

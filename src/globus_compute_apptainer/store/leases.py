@@ -43,16 +43,20 @@ FOLDER: Final = "leases"
 class Lease:
     """One use of one thing; :meth:`let_go` may be called again and from any thread."""
 
-    def __init__(self, leases: Leases, name: str) -> None:
+    def __init__(self, leases: Leases | None, name: str) -> None:
         self._leases, self._name = leases, name
         self._lock = threading.Lock()
-        self._held = True
+
+    @classmethod
+    def of_nothing(cls) -> Lease:
+        """For what needs none."""
+        return cls(None, "")
 
     def let_go(self) -> None:
         with self._lock:
-            held, self._held = self._held, False
-        if held:
-            self._leases._let_go(self._name)
+            leases, self._leases = self._leases, None
+        if leases is not None:
+            leases._let_go(self._name)
 
 
 class Leases:

@@ -35,7 +35,7 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -93,16 +93,45 @@ def hold(
             lock.pass_on(watch)
             if time.monotonic() >= deadline:
                 raise lock.timed_out(timeout)
-            if cancel.wait(presence.timing.poll):
-                raise StoreError(
-                    "stopped while waiting for another build of this image",
-                    code="build-cancelled",
-                    path=str(folder),
-                )
+            _wait(cancel, presence, folder)
     try:
         yield held
     finally:
         held.release()
+
+
+@contextlib.contextmanager
+def hold_any(
+    folders: Sequence[Path], *, cancel: threading.Event, presence: Presence = HERE
+) -> Iterator[Held]:
+    """Hold whichever lock is free first; waits for as long as it takes.
+
+    :raises StoreError: as :func:`hold` does
+    """
+    waiting = [_Lock(folder, presence) for folder in folders]
+    with files.translated(folders[0]):
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        while (held := _first(waiting)) is None:
+            _wait(cancel, presence, folders[0])
+    try:
+        yield held
+    finally:
+        held.release()
+
+
+def _first(waiting: Sequence[_Lock]) -> Held | None:
+    attempts = (lock.attempt(ignore) for lock in waiting)
+    return next((held for held in attempts if held is not None), None)
+
+
+def _wait(cancel: threading.Event, presence: Presence, folder: Path) -> None:
+    if cancel.wait(presence.timing.poll):
+        raise StoreError(
+            "stopped while waiting for another build of this image",
+            code="build-cancelled",
+            path=str(folder),
+        )
 
 
 class Held:

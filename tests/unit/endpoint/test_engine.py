@@ -202,7 +202,10 @@ def test_a_failed_build_ends_every_waiting_task(engine, builder, unpack_result) 
         assert result.error_details.code == "package-not-found"
         assert "stage: pip" in result.data
     builder.error = None
-    assert submit(engine).result(30) == b"the result"
+    again = unpack_result(submit(engine).result(30))
+    assert again.error_details.code == "package-not-found"
+    assert "this failure is remembered from" in again.data
+    assert submit(engine, {**SPEC, "pip": ["other"]}).result(30) == b"the result"
 
 
 def test_an_unforeseen_fault_ends_the_task_too(engine, builder, unpack_result) -> None:
