@@ -75,6 +75,22 @@ def without_proxy_credentials(launcher: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def worker_environment(
+    worker: Mapping[str, str], spec: Iterable[str] = ()
+) -> dict[str, str]:
+    """The worker's variables that go inside.
+
+    :param worker: the worker's environment
+    :param spec: names that the spec's ``env`` sets
+    """
+    theirs = {name for name in spec if not name.startswith(_ABOUT_THE_TASK)}
+    return {
+        name: value
+        for name, value in worker.items()
+        if _PASSED.match(name) and name not in theirs
+    }
+
+
 def task_environment(
     worker: Mapping[str, str],
     *,
@@ -88,12 +104,7 @@ def task_environment(
     :param sandbox: the task's own folder, if tasks run in one
     :param spec: names that the spec's ``env`` sets
     """
-    theirs = {name for name in spec if not name.startswith(_ABOUT_THE_TASK)}
-    passed = {
-        name: value
-        for name, value in worker.items()
-        if _PASSED.match(name) and name not in theirs
-    }
+    passed = worker_environment(worker, spec)
     passed.pop("GC_TASK_SANDBOX_DIR", None)
     passed["GC_TASK_UUID"] = task_id
     if sandbox is not None:

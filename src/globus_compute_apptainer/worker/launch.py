@@ -71,9 +71,9 @@ def launch(order: ContainerOrder, run_dir: str) -> Launch:
     ]
     return _launch(
         order,
-        run_dir,
         agent_argv,
-        binds=_own_binds(),
+        folder=run_dir,
+        binds=[*_own_binds(), bind(run_dir)],
         options=_bytecode(order),
         env={"PYTHONNOUSERSITE": "1"},
     )
@@ -90,18 +90,41 @@ def launch_shell(
         (``image-missing``)
     :raises HostError: there is no usable Apptainer on this machine
     """
-    named = {name: value for name, value in env.items() if is_exportable(name)}
+    command = ["/bin/sh", "-c", script[0], "sh", *script[1:]]
+    return _launch(order, command, folder=run_dir, binds=[bind(run_dir)], env=env)
+
+
+def launch_program(
+    order: ContainerOrder,
+    command: Sequence[str],
+    folder: str,
+    binds: Sequence[str],
+    env: Mapping[str, str],
+) -> Launch:
+    """Any program in the container of ``order``.
+
+    :param folder: working directory; inside, too, if ``binds`` has it
+    :param binds: beside the order's
+    :param env: variables, beside the order's
+    :raises TaskError: the image is not what it was (``image-missing``)
+    :raises HostError: there is no usable Apptainer on this machine
+    """
     return _launch(
-        order, run_dir, ["/bin/sh", "-c", script[0], "sh", *script[1:]], env=named
+        order,
+        command,
+        folder=folder,
+        binds=binds,
+        options=_bytecode(order),
+        env={**env, "PYTHONNOUSERSITE": "1"},
     )
 
 
 def _launch(
     order: ContainerOrder,
-    run_dir: str,
     command: Sequence[str],
     *,
-    binds: Sequence[str] = (),
+    folder: str,
+    binds: Sequence[str],
     options: Sequence[str] = (),
     env: Mapping[str, str],
 ) -> Launch:
@@ -110,13 +133,14 @@ def _launch(
     argv = apptainer.exec_argv(
         order.image,
         [*_checked(order), *command],
-        binds=[*binds, bind(run_dir), *order.binds],
+        binds=[*binds, *order.binds],
         gpu=order.gpu,
         options=[*options, *order.options],
-        cwd=run_dir,
+        cwd=folder,
     )
-    environment = apptainer.environment(inside={**dict(order.env), **env})
-    return Launch(tuple(argv), without_proxy_credentials(environment), run_dir)
+    named = {name: value for name, value in env.items() if is_exportable(name)}
+    environment = apptainer.environment(inside={**dict(order.env), **named})
+    return Launch(tuple(argv), without_proxy_credentials(environment), folder)
 
 
 def no_python(order: ContainerOrder, why: str) -> TaskError:
