@@ -271,7 +271,9 @@ class ImageService:
         if there is no request."""
         with self._lock:
             request = self._requests.get(digest)
-            return request and (request.state.value, len(request.waiting))
+            if request is None:
+                return None
+            return request.state.value, len(request.waiting)
 
     def stored(self) -> Iterator[StoredImage]:
         """The images that are in the endpoint's own cache."""

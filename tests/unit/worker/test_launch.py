@@ -11,7 +11,6 @@ import pytest
 from globus_compute_apptainer.build.apptainer import Apptainer
 from globus_compute_apptainer.errors import TaskError
 from globus_compute_apptainer.worker import launch as launching
-from globus_compute_apptainer.worker.container import Container
 from globus_compute_apptainer.worker.launch import Launch, launch
 
 
@@ -34,7 +33,8 @@ def inside(made: Launch, image: str) -> list[str]:
 
 def test_an_image_of_one_piece_starts_the_agent_itself(ready, tmp_path):
     command = inside(launch(ready, str(tmp_path)), ready.image)
-    assert command[:3] == ["/usr/bin/python3", "-s", "/.gca/agent.py"]
+    assert command[:3] == ["/usr/bin/python3", "-s", "-c"]
+    assert command[4] == "/.gca/ours"
 
 
 def test_layers_are_looked_for_before_anything_starts(ready, tmp_path):
@@ -50,11 +50,11 @@ def test_layers_are_looked_for_before_anything_starts(ready, tmp_path):
     assert subprocess.run([*command[:at], "true"]).returncode == 0
 
 
-def test_a_missing_layer_is_a_typed_error(ready, tmp_path):
+def test_a_missing_layer_is_a_typed_error(ready, start, tmp_path):
     layered = dataclasses.replace(ready, markers=(str(tmp_path / "missing"),))
     command = inside(launch(layered, str(tmp_path)), ready.image)
     with pytest.raises(TaskError) as caught:
-        Container(Launch(tuple(command), {"PATH": "/usr/bin:/bin"}, "/"), 60)
+        start(Launch(tuple(command), {"PATH": "/usr/bin:/bin"}, "/"))
     assert caught.value.code == "overlay-unavailable"
     assert "build.strategy: flat" in caught.value.hint
 
