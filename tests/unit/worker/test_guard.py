@@ -56,5 +56,10 @@ def test_a_child_that_ends_before_it_is_given_to_anybody_ends_its_guard():
     with zygote, assign:
         guard = in_process(ended_early, assign)
         assign.close()
-        assert select.select([zygote], [], [], SECONDS)[0]
-        assert os.waitpid(guard, 0)[1] == 0
+        try:
+            ended = os.pidfd_open(guard)
+            assert select.select([ended], [], [], SECONDS)[0]
+            os.close(ended)
+        finally:
+            os.kill(guard, signal.SIGKILL)
+            assert os.waitpid(guard, 0)[1] == 0
