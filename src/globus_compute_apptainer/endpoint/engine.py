@@ -22,6 +22,7 @@ from globus_compute_apptainer import events
 from globus_compute_apptainer.config import ContainersConfig
 from globus_compute_apptainer.endpoint import upstream
 from globus_compute_apptainer.endpoint.requests import Requests, Wanted, split
+from globus_compute_apptainer.endpoint.watch import Watch
 from globus_compute_apptainer.errors import ContainerError, internal
 from globus_compute_apptainer.images import ImageService, Ready, open_service
 from globus_compute_apptainer.worker import runner
@@ -91,8 +92,8 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
             super().submit(task_f, packed_task, rest, result_serializers)
             return
 
-        def hand_over(ready: Ready, wanted: Wanted) -> None:
-            upstream.submission(
+        def attempt(ready: Ready, wanted: Wanted) -> Callable[[], Any]:
+            return upstream.attempt(
                 self,
                 task_f,
                 runner.run,
@@ -100,30 +101,53 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
                 rest,
                 result_serializers,
                 container=self._order(ready, wanted).to_wire(),
-            )()
+            )
 
         with _errors_to(task_f):
             wanted = self._requests.wanted(attached)
             if wanted is not None:
-                self._when_ready(task_f, wanted, hand_over)
+                self._run(task_f, wanted, attempt)
+
+    def _run(
+        self,
+        task_f: upstream.GCFuture,
+        wanted: Wanted,
+        attempt: Callable[[Ready, Wanted], Callable[[], Any]],
+    ) -> None:
+        """Hand the task over once its image is ready, and watch over the image."""
+        images = self._images
+        assert images is not None, "submit() made sure that the engine was started"  # noqa: S101
+        watch = Watch(
+            images,
+            task_f,
+            lambda ready: attempt(ready, wanted),
+            lambda then: self._when_ready(task_f, wanted, then),
+        )
+
+        def hand_over(ready: Ready) -> None:
+            upstream.hand_over(self, task_f, watch.first(ready))
+
+        self._when_ready(task_f, wanted, hand_over)
 
     def _when_ready(
         self,
         task_f: upstream.GCFuture,
         wanted: Wanted,
-        hand_over: Callable[[Ready, Wanted], None],
+        hand_over: Callable[[Ready], None],
     ) -> None:
         """Call ``hand_over`` with the image: at once if cached, else when built."""
         images = self._images
         assert images is not None, "submit() made sure that the engine was started"  # noqa: S101
         ready = images.cached(wanted.image.digest, max_age=wanted.max_age)
         if ready is not None:
-            hand_over(ready, wanted)
+            with _errors_to(task_f):
+                hand_over(ready)
             return
 
         def done(future: Future[Ready]) -> None:
-            with _errors_to(task_f):
-                hand_over(future.result(), wanted)
+            if not future.cancelled():
+                with _errors_to(task_f):
+                    hand_over(future.result())
 
         future = images.request(
             wanted.image,
@@ -132,6 +156,7 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
             max_age=wanted.max_age,
         )
         future.add_done_callback(done)
+        task_f.add_done_callback(lambda task: task.cancelled() and future.cancel())
 
     def _executor_accepts(self, resource_specification: dict[str, Any]) -> bool:
         """Whether Parsl will take the other keys; if not, the stock path says why,
