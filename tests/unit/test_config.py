@@ -68,7 +68,7 @@ def test_unknown_keys_are_refused_with_the_nearest(
 
 
 @pytest.mark.parametrize(
-    "raw", [{"shared_caches": []}, {"run": {"isolation": "task"}}, {"registry": "x"}]
+    "raw", [{"prestart": True}, {"run": {"isolation": "task"}}, {"registry": "x"}]
 )
 def test_keys_of_later_versions_are_refused_not_ignored(raw: object) -> None:
     with pytest.raises(ConfigError, match="not supported by this version"):
