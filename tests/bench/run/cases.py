@@ -228,7 +228,7 @@ def switching(stage: Stage, sizes: Sizes) -> Case:
     specs = [{**stage.base, "build_env": {"BENCH": str(n)}} for n in range(most)]
     for spec in specs:
         stage.image(spec)
-    number = max(sizes.tasks // 5, 2 * most)
+    number = max(sizes.tasks // 15, 2 * most)
 
     def way(side: Side, images: int) -> Callable[[], Sample]:
         chosen = specs[:images]
