@@ -28,6 +28,7 @@ from parsl.providers import LocalProvider
 
 from globus_compute_apptainer.endpoint.engine import ApptainerEngine
 from globus_compute_apptainer.spec import model
+from globus_compute_apptainer.store import index
 from globus_compute_apptainer.store.cache import Store
 from globus_compute_apptainer.store.manifest import Manifest, platform_name
 
@@ -42,7 +43,7 @@ def cache_an_image(cache: Path) -> None:
     """A published entry for :data:`SPEC`; its content is never run here."""
     image = model.parse(SPEC).image_spec(default_base="docker://x", python="3.11")
     sif = cache.parent / "image.sif"
-    sif.write_bytes(b"x" * 4096)
+    sif.write_bytes(b"x" * index.SIF_MAGIC_AT + index.SIF_MAGIC + b"x" * 4096)
     manifest = Manifest(
         spec_digest=image.digest, image_digest="", size=0,
         spec=json.loads(image.canonical()),

@@ -13,6 +13,9 @@ from globus_compute_apptainer.build.layer import Layer
 from globus_compute_apptainer.build.order import Built, Order, Place
 from globus_compute_apptainer.build.probe import Probe
 from globus_compute_apptainer.errors import BuildError
+from globus_compute_apptainer.store.index import SIF_MAGIC, SIF_MAGIC_AT
+
+SIF = b"\0" * SIF_MAGIC_AT + SIF_MAGIC
 
 
 class FakeBuilder:
@@ -47,7 +50,9 @@ class FakeBuilder:
                 raise BuildError("cancelled", code="build-cancelled")
         if self.error is not None:
             raise self.error
-        text = b"not a real image: " + image.canonical() + b"%d" % len(self.builds)
+        text = (
+            SIF + b"not a real image: " + image.canonical() + b"%d" % len(self.builds)
+        )
         place.target.write_bytes(text)
         finished()
         probe = Probe("/usr/bin/python3", "3.11.2", "Fake Linux", "glibc", (), True)

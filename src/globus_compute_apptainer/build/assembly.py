@@ -152,9 +152,8 @@ class Assembly:
         self.job.enter("apt")
         if not self.flat:
             try:
-                self._lay(
-                    apt_layer(self.job, self._below, packages, self._shelves.layers)
-                )
+                layers, cache = self._shelves.layers, self._shelves.packages
+                self._lay(apt_layer(self.job, self._below, packages, layers, cache))
             except OverlayUnsuitableError as error:
                 self.make_flat(str(error))
         if self.flat:

@@ -22,6 +22,7 @@ from globus_compute_apptainer.config.values import (
     environment,
     flag,
     hosts,
+    journal,
     mirror,
     mirrors,
     options,
@@ -45,6 +46,8 @@ class BuildConfig:
     """How images are built on this endpoint.
 
     :param concurrency: builds at once in one endpoint process
+    :param cache_concurrency: builds at once of all that share the cache; None: any
+        number
     :param timeout: seconds that one build may take, pulling included
     :param tmp_dir: where builds work; chosen by free room if None
     :param env: environment variables passed to every build
@@ -76,6 +79,7 @@ class BuildConfig:
     conda_mirrors: tuple[tuple[str, str], ...] = ()
     debian_mirror: str | None = None
     max_image_size: int | None = None
+    cache_concurrency: int | None = None
 
 
 @dataclass(frozen=True)
@@ -96,11 +100,17 @@ class RunConfig:
 class ContainersConfig:
     """The whole block.
 
+    :param max_cache_size: bytes in ``cache_dir``; None: no limit
+    :param shared_caches: caches of the site, looked into first and never written
     :param refresh: seconds after which an image is made anew, where its spec does not
         say; None: never
     :param images: the admin's own images by name; policy does not bind them
     :param default_container: for tasks that attach none: a name of ``images``, or
         a spec, which policy binds (a template may pass a client's on)
+    :param journal: whether tasks that wait for an image are kept on disk: ``on``,
+        ``off``, or ``auto``: unless the endpoint is a high-assurance one
+    :param remove_dead_pid_file: whether a start removes upstream's pid file where the
+        process that wrote it is proven dead
     """
 
     cache_dir: Path
@@ -112,6 +122,10 @@ class ContainersConfig:
     policy: Policy = field(default_factory=Policy)
     images: Mapping[str, model.ContainerSpec] = field(default_factory=dict)
     default_container: model.ContainerSpec | str | None = None
+    journal: str = "auto"
+    remove_dead_pid_file: bool = True
+    max_cache_size: int | None = None
+    shared_caches: tuple[Path, ...] = ()
 
     @classmethod
     def parse(
@@ -136,6 +150,10 @@ class ContainersConfig:
             run=_run(top.block("run")),
             policy=_policy(policy),
             images=top.take("images", _images) or {},
+            journal=top.take("journal", journal) or cls.journal,
+            remove_dead_pid_file=top.take("remove_dead_pid_file", flag) is not False,
+            max_cache_size=top.take("max_cache_size", size),
+            shared_caches=top.take("shared_caches", top.overlay_paths) or (),
         )
         default = top.take("default_container", lambda v: _container(v, config.images))
         top.finish()
@@ -146,6 +164,7 @@ def _build(block: Block, max_image_size: int | None) -> BuildConfig:
     default = BuildConfig()
     return BuildConfig(
         concurrency=block.take("concurrency", count) or default.concurrency,
+        cache_concurrency=block.take("cache_concurrency", count),
         timeout=block.take("timeout", seconds) or default.timeout,
         tmp_dir=block.take("tmp_dir", block.path),
         env=block.take("env", environment) or (),

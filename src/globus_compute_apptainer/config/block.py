@@ -17,7 +17,7 @@ from globus_compute_apptainer.errors import ConfigError
 T = TypeVar("T")
 
 _LATER = frozenset(
-    "max_cache_size shared_caches registry prestart build.on"
+    "registry prestart build.on"
     " run.idle_timeout run.stage_to run.isolation policy.pip_indexes".split()
 )
 
@@ -77,6 +77,9 @@ class Block:
         if {":", ","} & set(str(path)):
             raise ConfigError(f"{str(path)!r} has a colon or a comma in it")
         return path
+
+    def overlay_paths(self, value: object) -> tuple[Path, ...]:
+        return tuple(self.overlay_path(one) for one in texts(value))
 
     def paths(self, value: object) -> tuple[str, ...]:
         return tuple(str(self.expand(one)) for one in texts(value))

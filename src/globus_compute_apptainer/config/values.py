@@ -24,6 +24,7 @@ _OPTIONS = frozenset(
     " --rocm --scratch --writable-tmpfs".split()
 )
 _STRATEGIES = ("auto", "layered", "flat")
+_JOURNALS = ("auto", "on", "off")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?")
 _MIRROR = re.compile(r"(https?://[^/\s]+|file://)(/[^\s?#]*)?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -90,6 +91,14 @@ def strategy(value: object) -> str:
     if value not in _STRATEGIES:
         raise wrong("", value, "one of " + ", ".join(_STRATEGIES))
     return str(value)
+
+
+def journal(value: object) -> str:
+    """YAML reads a bare ``on`` as true."""
+    written = ("off", "on")[value] if isinstance(value, bool) else value
+    if written not in _JOURNALS:
+        raise wrong("", value, "one of " + ", ".join(_JOURNALS))
+    return str(written)
 
 
 def hosts(value: object) -> tuple[str, ...]:

@@ -14,14 +14,17 @@ import os
 import platform
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 from globus_compute_apptainer import events
 from globus_compute_apptainer.config import ContainersConfig
-from globus_compute_apptainer.endpoint import upstream
+from globus_compute_apptainer.endpoint import control, interchange, pidfile, upstream
+from globus_compute_apptainer.endpoint.progress import Progress
 from globus_compute_apptainer.endpoint.requests import Requests, Wanted, split
+from globus_compute_apptainer.endpoint.waiting import WaitingTasks, open_waiting
 from globus_compute_apptainer.errors import ContainerError, internal
 from globus_compute_apptainer.images import ImageService, Ready, open_service
 from globus_compute_apptainer.worker import runner
@@ -47,31 +50,58 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
     ``submit_payload`` never overlap, whichever thread makes them (Parsl's outgoing
     socket has no lock of its own).
 
-    Non-guarantees: tasks that wait for an image are lost when this process is
-    killed; on an orderly shutdown they end in an error.
+    Tasks that wait for an image outlive this process when it is killed
+    (:mod:`.waiting`); on an orderly shutdown they end in an error. While anything is
+    built or waits, the endpoint's idle shutdown does not end it (:mod:`.interchange`).
     """
 
     def __init__(
         self, *args: Any, containers: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         # Called while the configuration is loaded, before the endpoint daemonises:
-        # no file is opened and nothing is started here.
+        # no file stays open and nothing is started here.
         self.containers = containers
         self._config = ContainersConfig.parse(containers)
+        if self._config.remove_dead_pid_file:  # later, upstream has refused to start
+            pidfile.remove_if_dead(os.environ)
         self._handover = threading.Lock()
         self._images: ImageService | None = None
+        self._waiting: WaitingTasks | None = None
+        self._high_assurance = False
         # Replaced by those who want to watch builds, before `start`.
         self.event_sink: events.Sink = _log_event
-        self._requests = Requests(self._config, _default_python())
+        self._requests = Requests(self._config, _default_python(), self._stored)
+        self._controls: control.Controls | None = None
         super().__init__(*args, **kwargs)
 
     def start(self, *args: Any, **kwargs: Any) -> None:
-        """Start the stock engine and, without touching disk yet, the images."""
+        """Start the stock engine and the images; resubmit the tasks that waited for
+        one when the last process of this endpoint was killed."""
         upstream.log_with_the_endpoint()
         if problem := upstream.outside_window():
             log.warning(problem)
-        self._images = open_service(self._config, os.environ, self.event_sink)
+        progress = Progress(self.event_sink)
+        self._images = open_service(self._config, os.environ, progress)
+        self._controls = control.Controls(self._requests, self._images, progress)
         super().start(*args, **kwargs)
+        self._waiting = open_waiting(Path(self.run_dir), journaled=self._journaled())
+        pidfile.claim(Path(self.run_dir))
+        ours = interchange.starting()
+        if ours is not None:
+            interchange.keep_while_busy(ours, self._busy)
+        self._waiting.resubmit(self.submit, lambda f: interchange.allows(ours, f))
+
+    def assert_ha_compliant(self) -> None:
+        """The stock engine's; asked only on a high-assurance endpoint, before the
+        start."""
+        super().assert_ha_compliant()
+        self._high_assurance = True
+
+    def _journaled(self) -> bool:
+        """A task's code and arguments are not for the disk of a high-assurance
+        endpoint, unless its admin says so."""
+        asked = self._config.journal
+        return asked == "on" or (asked == "auto" and not self._high_assurance)
 
     def submit(
         self,
@@ -90,8 +120,12 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         if plain or not self._executor_accepts(rest):
             super().submit(task_f, packed_task, rest, result_serializers)
             return
+        tasks = self._waiting
+        assert tasks is not None, "the engine was started"  # noqa: S101
+        if tasks.joined(task_f):
+            return
 
-        def hand_over(ready: Ready, wanted: Wanted) -> None:
+        def hand_over(task_f: upstream.GCFuture, ready: Ready, wanted: Wanted) -> None:
             upstream.submission(
                 self,
                 task_f,
@@ -102,35 +136,85 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
                 container=self._order(ready, wanted).to_wire(),
             )()
 
+        def wait() -> None:
+            tasks.enter(task_f, packed_task, resource_specification, result_serializers)
+
         with _errors_to(task_f):
-            wanted = self._requests.wanted(attached)
-            if wanted is not None:
-                self._when_ready(task_f, wanted, hand_over)
+            if (asked := control.parse(attached)) is not None:
+                self._control(task_f, asked, result_serializers, wait)
+            elif (wanted := self._requests.wanted(attached)) is not None:
+                self._when_ready(task_f, wanted, hand_over, wait)
+
+    def _control(
+        self,
+        task_f: upstream.GCFuture,
+        asked: control.Control,
+        serializers: list[str] | None,
+        wait: Callable[[], None],
+    ) -> None:
+        """Answer a control request: ``build`` when the image is ready."""
+        controls = self._controls
+        assert controls is not None, "submit() made sure that the engine was started"  # noqa: S101
+
+        def answer(task_f: upstream.GCFuture, value: Mapping[str, Any]) -> None:
+            packed = upstream.value_result(task_f.gc_task_id, value, serializers)
+            task_f.set_result(packed)
+
+        def reply(found: Mapping[str, Any] | Exception) -> None:
+            with _errors_to(task_f):
+                if isinstance(found, Exception):
+                    raise found
+                answer(task_f, found)
+
+        if asked.action == "build":
+            self._when_ready(
+                task_f,
+                controls.wanted(asked),
+                lambda waited, ready, _wanted: answer(waited, control.built(ready)),
+                wait,
+                fresh=asked.force,
+            )
+        else:
+            controls.answer(asked, reply)
+
+    def _stored(self, digest: str) -> Mapping[str, Any] | None:
+        ready = self._images and self._images.cached(digest)
+        return ready.image.manifest.spec if ready else None
 
     def _when_ready(
         self,
         task_f: upstream.GCFuture,
         wanted: Wanted,
-        hand_over: Callable[[Ready, Wanted], None],
+        hand_over: Callable[[upstream.GCFuture, Ready, Wanted], None],
+        wait: Callable[[], None],
+        *,
+        fresh: bool = False,
     ) -> None:
-        """Call ``hand_over`` with the image: at once if cached, else when built."""
+        """Call ``hand_over`` with the image: at once if cached, else when built, after
+        a call of ``wait``."""
         images = self._images
         assert images is not None, "submit() made sure that the engine was started"  # noqa: S101
         ready = images.cached(wanted.image.digest, max_age=wanted.max_age)
-        if ready is not None:
-            hand_over(ready, wanted)
+        if ready is not None and not fresh:
+            hand_over(task_f, ready, wanted)
             return
 
         def done(future: Future[Ready]) -> None:
-            with _errors_to(task_f):
-                hand_over(future.result(), wanted)
+            assert self._waiting is not None, "it began to wait there"  # noqa: S101
+            with (
+                self._waiting.leaving(task_f.gc_task_id) as waited,
+                _errors_to(waited),
+            ):
+                hand_over(waited, future.result(), wanted)
 
         future = images.request(
             wanted.image,
             name=wanted.name,
             policy=wanted.policy,
             max_age=wanted.max_age,
+            fresh=fresh,
         )
+        wait()
         future.add_done_callback(done)
 
     def _executor_accepts(self, resource_specification: dict[str, Any]) -> bool:
@@ -178,7 +262,20 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         report = super().get_status_report()
         if self._images is not None:
             report.global_state["containers"] = self._images.counts()
+        if self._waiting is not None:
+            self._waiting.retry()  # called at every heartbeat
         return report
+
+    def _busy(self) -> str:
+        """What an idle shutdown would interrupt, in words; empty for nothing."""
+        if self._images is None or self._waiting is None:
+            return ""
+        counts = self._images.counts()
+        images = counts["queued"] + counts["building"]
+        tasks = self._waiting.unanswered()
+        if not images and not tasks:
+            return ""
+        return f"{images} images are being made, {tasks} tasks wait or were resubmitted"
 
     def shutdown(self, /, **kwargs: Any) -> None:
         """Stop builds, end waiting tasks in an error, stop the stock engine.
@@ -188,6 +285,8 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         if self._images is not None:
             upstream.await_stopping_publishers(PUBLISHER_SECONDS)
             self._images.close()
+        if self._controls is not None:
+            self._controls.close()
         super().shutdown(**kwargs)
 
 

@@ -6,20 +6,24 @@ Runs in the endpoint process and in ``gc-apptainer``. Ties together what is want
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
 from collections.abc import Mapping
 
 from globus_compute_apptainer import events
 from globus_compute_apptainer.build.order import Shelves
 from globus_compute_apptainer.config import ContainersConfig
 from globus_compute_apptainer.images.completion import ImageBuilder
-from globus_compute_apptainer.images.service import (
+from globus_compute_apptainer.images.request import (
     TRANSITIONS,
     CacheOutcome,
-    ImageService,
     Ready,
     State,
 )
+from globus_compute_apptainer.images.service import ImageService
 from globus_compute_apptainer.store.cache import Store
+from globus_compute_apptainer.store.room import BASES, LAYERS, PACKAGES
 from globus_compute_apptainer.store.shelf import Shelf
 
 __all__ = [
@@ -30,6 +34,9 @@ __all__ = [
     "State",
     "open_service",
 ]
+
+# What builds take from the environment: indexes, certificates, proxies.
+_SETTINGS = re.compile(r"(PIP_|UV_|CONDA_|SSL_CERT_|[a-zA-Z]+_(proxy|PROXY)\Z)")
 
 
 def open_service(
@@ -43,10 +50,10 @@ def open_service(
     """
     store = Store(config.cache_dir)
     shelves = Shelves(
-        bases=Shelf(store.top, "bases"),
-        layers=Shelf(store.top, "layers"),
+        bases=Shelf(store.top, BASES, store.leases),
+        layers=Shelf(store.top, LAYERS, store.leases),
         tags=store.top / "tags",
-        packages=config.build.package_cache or store.top / "packages",
+        packages=config.build.package_cache or store.top / PACKAGES,
     )
 
     def builder() -> ImageBuilder:
@@ -59,4 +66,19 @@ def open_service(
         site = SiteAccess.from_host(environ, config.build)
         return Builder(apptainer, config.build, site, shelves)
 
-    return ImageService(store, builder, config.build, sink=sink)
+    return ImageService(
+        store,
+        builder,
+        config.build,
+        shared=[Store(path) for path in config.shared_caches],
+        max_cache_size=config.max_cache_size,
+        scope=_scope(config, environ),
+        sink=sink,
+    )
+
+
+def _scope(config: ContainersConfig, environ: Mapping[str, str]) -> str:
+    """Tells who would meet the same failures: the user, with the settings of builds."""
+    names = sorted(name for name in environ if _SETTINGS.match(name))
+    told = (os.geteuid(), config.build, [(name, environ[name]) for name in names])
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]

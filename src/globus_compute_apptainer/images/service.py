@@ -1,135 +1,75 @@
 """From an image spec to an image that is ready, once.
 
-Runs in the endpoint process and in ``gc-apptainer``.
+Runs in the endpoint process and in ``gc-apptainer``. The states of a request are drawn
+in :mod:`.request`.
 
 Guarantees:
 
 - *Single flight.* However many requests for one spec digest arrive, from any thread,
-  at most one build of it runs in this process, and between processes that share the
-  cache at most one at a time (the store's lock); whoever waited takes the other's
-  image.
+  at most one build of it runs in this process, and between processes and machines that
+  share the cache at most one at a time (the store's lock); whoever waited takes the
+  other's image, or its failure, and sees its progress meanwhile.
 - *No request is lost.* Every future returned by :meth:`ImageService.request` ends in
-  a :class:`Ready` or in a :class:`~.errors.ContainerError`, also on :meth:`close`.
+  a :class:`Ready` or in a :class:`~.errors.ContainerError`, also on :meth:`close`,
+  unless it is cancelled. When all who wait have cancelled, the build is stopped.
 - :meth:`ImageService.cached` and :meth:`~ImageService.request` do not block on
   builds, processes or locks.
 - *Sticky.* A spec's image stays what it is until a request says that it may be no
   older than so much, or asks for a new one; then names and versions are resolved anew.
+- *First come, first built*, in one process; all who wait for one spec have one place.
 
 An image is ready as soon as it is right; its Python bytecode follows in the background.
-
-Non-guarantees: a failure is not remembered, so the next request builds again; an
-image may be removed from the cache after it was reported ready.
-
-States of a request, and the moves between them::
-
-    REQUESTED ──► RESOLVING ──► BUILDING ──► READY
-        │             │  └───────────────────▲  │
-        └─────────────┴──────────┴──► FAILED    (another process built it)
+Failures are remembered for a while, see :mod:`.memory`. An image may be removed from
+the cache after it was reported ready, unless it is in use (:meth:`ImageService.use`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import enum
+import functools
+import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from globus_compute_apptainer import events
-from globus_compute_apptainer.build.order import Order, Place
-from globus_compute_apptainer.build.scratch import private_scratch
+from globus_compute_apptainer.build.order import Order
 from globus_compute_apptainer.config import BuildConfig
 from globus_compute_apptainer.errors import (
-    BuildError,
     ContainerError,
     StoreError,
     internal,
 )
 from globus_compute_apptainer.images.completion import Completion, ImageBuilder
-from globus_compute_apptainer.images.record import Seal, manifest_of
+from globus_compute_apptainer.images.making import Maker
+from globus_compute_apptainer.images.memory import Memory
+from globus_compute_apptainer.images.repair import Repair
+from globus_compute_apptainer.images.request import (
+    Ready,
+    Request,
+    State,
+    answer,
+    cancelled,
+    stopped,
+)
+from globus_compute_apptainer.images.tiers import Tiers
 from globus_compute_apptainer.spec.model import ImageSpec
 from globus_compute_apptainer.spec.policy import Policy
-from globus_compute_apptainer.store.cache import IMAGE, Store, StoredImage
+from globus_compute_apptainer.store.cache import Store, StoredImage
+from globus_compute_apptainer.store.failures import Failures
 
 if TYPE_CHECKING:
     from globus_compute_apptainer.build.record.lock import Lock
+    from globus_compute_apptainer.store.leases import Lease
 
 log = logging.getLogger(__name__)
 
 #: Requests that may wait for builds of other processes without holding up our own.
 LOCK_WAITERS = 16
-#: How many build timeouts to wait for another process before giving up on it.
-LOCK_TIMEOUTS = 2
-POLL_SECONDS = 0.1
-
-CacheOutcome = Literal["hit", "built", "shared"]
-
-
-class State(enum.Enum):
-    """Where a request for an image stands."""
-
-    REQUESTED = "requested"
-    RESOLVING = "resolving"
-    BUILDING = "building"
-    READY = "ready"
-    FAILED = "failed"
-
-
-TRANSITIONS: Mapping[State, frozenset[State]] = {
-    State.REQUESTED: frozenset({State.RESOLVING, State.FAILED}),
-    State.RESOLVING: frozenset({State.BUILDING, State.READY, State.FAILED}),
-    State.BUILDING: frozenset({State.READY, State.FAILED}),
-    State.READY: frozenset(),
-    State.FAILED: frozenset(),
-}
-
-
-@dataclass(frozen=True)
-class Ready:
-    """An image to run, and what it took to get it.
-
-    :param cache: ``hit`` it was there; ``built`` this request's build made it;
-        ``shared`` it was made, for another request, while this one waited
-    :param seconds: wall-clock seconds of the build; 0.0 for a hit
-    """
-
-    image: StoredImage
-    cache: CacheOutcome
-    seconds: float = 0.0
-
-
-@dataclass
-class _Request:
-    """One digest in flight, with everybody who waits for it.
-
-    :param unwanted: digest of the image that is there and must not be taken
-    """
-
-    order: Order
-    name: str
-    unwanted: str | None = None
-    state: State = State.REQUESTED
-    waiting: list[Future[Ready]] = field(default_factory=list)
-
-    @property
-    def digest(self) -> str:
-        return self.order.image.digest
-
-    @property
-    def key(self) -> str:
-        """Who names all packages exactly is not given what others have made."""
-        locked = self.order.locked
-        return self.digest if locked is None else f"locked-{id(locked)}"
-
-    def advance(self, state: State) -> None:
-        if state not in TRANSITIONS[self.state]:
-            raise RuntimeError(f"{self.state} cannot become {state}")
-        self.state = state
 
 
 class ImageService:
@@ -139,9 +79,12 @@ class ImageService:
     :param builder: makes the builder when it is first needed, so that a machine
         without Apptainer fails requests, not the endpoint's start
     :param config: scratch space and concurrency
+    :param shared: caches that are looked into first and never written
+    :param max_cache_size: bytes; after a build, what was not used for longest goes
+    :param scope: tells whose failures are the same, see :class:`.memory.Memory`
     :param sink: receives the builds' events, from the builds' threads
     :param clock: seconds, monotonic
-    :param now: UTC, for the age of images
+    :param now: UTC, for the age of images and failures
     """
 
     def __init__(
@@ -150,25 +93,34 @@ class ImageService:
         builder: Callable[[], ImageBuilder],
         config: BuildConfig,
         *,
+        shared: Sequence[Store] = (),
+        max_cache_size: int | None = None,
+        scope: str = "",
         sink: events.Sink = events.ignore,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
     ) -> None:
-        self._store, self._make_builder, self._config = store, builder, config
+        self._store, self._max_cache_size = store, max_cache_size
         self._sink, self._clock, self._now = sink, clock, now
         self._lock = threading.Lock()
-        self._requests: dict[str, _Request] = {}
-        self._builder: ImageBuilder | None = None
+        self._requests: dict[str, Request] = {}
+        self._numbers = itertools.count(1)
         self._built = self._failed = 0
         self._closing = threading.Event()
-        self._slots = threading.Semaphore(config.concurrency)
-        self._completion = Completion(store, self._the_builder, config, self._closing)
+        self._tiers = Tiers(store, shared)
+        memory = Memory(Failures(store.top, store.platform), scope, now)
+        self._maker = Maker(
+            store, self._tiers, memory, config, builder, self._tell, self._builds, clock
+        )
+        self._repair = Repair(store, self._tiers, self._closing)
+        build = self._maker.builder
+        self._completion = Completion(store, build, config, self._closing)
         self._threads = ThreadPoolExecutor(
             config.concurrency + LOCK_WAITERS, thread_name_prefix="image-build"
         )
 
     def cached(self, digest: str, *, max_age: float | None = None) -> Ready | None:
-        """The image of a spec digest if it is in the cache now; cheap.
+        """The image of a spec digest if it is in a cache now; cheap.
 
         A cache that cannot be read counts as a miss here: the request that follows
         reports why.
@@ -176,13 +128,22 @@ class ImageService:
         :param max_age: seconds since it was made; None: any
         """
         try:
-            found = self._store.lookup(digest)
+            found = self._tiers.lookup(digest)
         except StoreError:
             return None
         if found is None or self._too_old(found, max_age):
             return None
+        if not self._tiers.owns(found):
+            return Ready(found, "shared")
         self._completion.want(found)
         return Ready(found, "hit")
+
+    def use(self, ready: Ready) -> Lease | None:
+        """Keep an image from being removed until the lease is let go.
+
+        :returns: None if it is gone already: ask for it again
+        """
+        return self._store.use(ready.image)
 
     def request(
         self,
@@ -198,29 +159,66 @@ class ImageService:
 
         :param name: what people call it; kept in the manifest
         :param policy: what the files of a payload may ask for; None: everything
-        :param max_age: seconds after which what is there counts as too old
+        :param max_age: seconds after which what is there counts as too old, and a
+            failure as forgotten
         :param fresh: make it anew, with names and versions resolved anew
         :param locked: make it anew, of exactly this
         :returns: a future, ending in :class:`Ready` or :class:`~.errors.ContainerError`
         """
         future: Future[Ready] = Future()
         again = fresh or locked is not None
-        alike = _Request(Order(image, locked=locked), name).key
+        alike = Request(Order(image, locked=locked), name).key
         with self._lock:
             refusal: ContainerError | None = None
-            known = self._requests.get(alike)
+            request = self._requests.get(alike)
             if self._closing.is_set():
-                refusal = _stopped()
-            elif known is not None:
-                known.waiting.append(future)
+                refusal = stopped()
+            elif request is not None:
+                request.waiting.append(future)
             else:
                 unwanted = self._unwanted(image.digest, max_age, again=again)
                 fresh = fresh or bool(unwanted and locked is None)
                 order = Order(image, policy, fresh, locked)
-                refusal = self._begin(_Request(order, name, unwanted, waiting=[future]))
-        if refusal is not None:
+                request = Request(order, name, next(self._numbers), unwanted, max_age)
+                request.waiting.append(future)
+                refusal = self._begin(request)
+        if refusal is not None or request is None:
             future.set_exception(refusal)
+        else:
+            future.add_done_callback(functools.partial(self._left, request))
         return future
+
+    def mend(self, ready: Ready) -> Future[bool]:
+        """Have an image looked into that a container could not be started from.
+
+        :returns: whether trying again is worth while, see :class:`.repair.Repair`;
+            False also where that cannot be told
+        """
+        try:
+            return self._threads.submit(self._is_mended, ready.image)
+        except RuntimeError:  # closed, or no thread to be had
+            told: Future[bool] = Future()
+            told.set_result(False)
+            return told
+
+    def _is_mended(self, image: StoredImage) -> bool:
+        try:
+            return self._repair.is_mended(image)
+        except StoreError as error:
+            log.warning("%s cannot be looked into: %s", image.path, error)
+            return False
+
+    def _left(self, request: Request, future: Future[Ready]) -> None:
+        """Somebody's future is done; a request that nobody waits for any more ends."""
+        if not future.cancelled():
+            return
+        with self._lock:
+            with contextlib.suppress(ValueError):  # it was being answered
+                request.waiting.remove(future)
+            if request.waiting or self._requests.get(request.key) is not request:
+                return
+            del self._requests[request.key]
+            request.cancel.set()
 
     def _unwanted(
         self, digest: str, max_age: float | None, *, again: bool
@@ -229,7 +227,7 @@ class ImageService:
         if not again and max_age is None:
             return None
         try:
-            found = self._store.lookup(digest)
+            found = self._tiers.lookup(digest)
         except StoreError:
             return None  # the build that follows reports why
         if found is None or not (again or self._too_old(found, max_age)):
@@ -245,7 +243,7 @@ class ImageService:
         except (ValueError, TypeError):
             return True
 
-    def _begin(self, request: _Request) -> ContainerError | None:
+    def _begin(self, request: Request) -> ContainerError | None:
         """Have a thread serve a request; the error if there can be none."""
         try:
             self._threads.submit(self._serve, request)
@@ -268,6 +266,34 @@ class ImageService:
                 "failed": self._failed,
             }
 
+    def standing(self, digest: str) -> tuple[str, int] | None:
+        """The state of the request for a spec's image, and how many wait for it; None
+        if there is no request."""
+        with self._lock:
+            request = self._requests.get(digest)
+            if request is None:
+                return None
+            return request.state.value, len(request.waiting)
+
+    def stored(self) -> Iterator[StoredImage]:
+        """The images that are in the endpoint's own cache."""
+        return self._store.images()
+
+    def cancel(self, digest: str) -> int:
+        """Fail whoever waits for a spec's image, at once, and stop its build here.
+
+        :returns: how many waited
+        """
+        with self._lock:
+            request = self._requests.pop(digest, None)
+            if request is None:
+                return 0
+            request.cancel.set()
+            waiting, request.waiting = request.waiting, []
+        for future in waiting:
+            answer(future, cancelled())
+        return len(waiting)
+
     def close(self) -> None:
         """Fail whoever still waits, at once; then stop the builds. Idempotent; blocks
         until the builds' processes are gone."""
@@ -275,22 +301,27 @@ class ImageService:
             self._closing.set()
             left: list[Future[Ready]] = []
             for request in self._requests.values():
+                request.cancel.set()
                 left += request.waiting
                 request.waiting = []
         for future in left:
-            future.set_exception(_stopped())
+            answer(future, stopped())
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._completion.close()
+        self._store.leases.close()
 
     def settle(self) -> None:
         """Block until the images that became ready are complete."""
         self._completion.settle()
 
-    def _serve(self, request: _Request) -> None:
+    def _serve(self, request: Request) -> None:
         started = self._clock()
+        lease = None
         try:
             self._move(request, State.RESOLVING)
-            image, built = self._obtain(request)
+            image, mine = self._maker.obtain(request)
+            # Nobody who waits shall find it removed already.
+            lease = self._store.use(image)
         except ContainerError as error:
             self._finish(request, error, self._clock() - started)
         except Exception as error:
@@ -298,63 +329,28 @@ class ImageService:
             self._finish(request, internal(error), self._clock() - started)
         else:
             seconds = self._clock() - started
-            mine: CacheOutcome = "built" if built else "shared"
             self._finish(request, Ready(image, mine, seconds), seconds)
+        if lease is not None:
+            lease.let_go()
+            self._make_room()
 
-    def _obtain(self, request: _Request) -> tuple[StoredImage, bool]:
-        """The image and whether this call built it."""
-        digest = request.digest
-        self._store.prepare()
-        # Who has it builds, for `timeout` at most, or waits for a slot to do so.
-        patience = LOCK_TIMEOUTS * self._config.timeout
-        with self._store.lock(digest, cancel=self._closing, timeout=patience):
-            found = None if request.order.locked else self._store.lookup(digest)
-            if found and found.manifest.image_digest != request.unwanted:
-                return found, False
-            with self._slot():
-                self._move(request, State.BUILDING)
-                return self._build(request), True
-
-    @contextlib.contextmanager
-    def _slot(self) -> Iterator[None]:
-        """One of the builds that may run at once; waits for it."""
-        while not self._slots.acquire(timeout=POLL_SECONDS):
-            if self._closing.is_set():
-                raise _stopped()
+    def _make_room(self) -> None:
+        """What happens to the cache here is no concern of those who wait."""
+        if self._max_cache_size is None or self._closing.is_set():
+            return
         try:
-            if self._closing.is_set():
-                raise _stopped()
-            yield
-        finally:
-            self._slots.release()
-
-    def _build(self, request: _Request) -> StoredImage:
-        started = self._clock()
-        log_path = self._store.log_path(request.digest)
-        with (
-            private_scratch(self._config) as scratch,
-            self._store.workspace() as work,
-        ):
-            seal = Seal(work / IMAGE, self._closing)
-            built = self._the_builder().build(
-                request.order,
-                Place(scratch, work / IMAGE, log_path),
-                sink=self._tell,
-                cancel=self._closing,
-                finished=seal,
+            freed = self._store.make_room(self._max_cache_size)
+        except StoreError as error:
+            if error.code != "lock-timeout":  # somebody else is at it
+                log.warning("no room can be made: %s", error)
+            return
+        if freed.things:
+            log.info(
+                "%d things of %d bytes were removed from the cache, %d bytes are left",
+                len(freed.things),
+                freed.size,
+                freed.left,
             )
-            seconds = self._clock() - started
-            manifest = manifest_of(
-                request.order.image, built, seconds, log_path, request.name
-            )
-            return self._store.publish(
-                work / IMAGE, manifest, sealed=seal.done, cancel=self._closing
-            )
-
-    def _the_builder(self) -> ImageBuilder:
-        if self._builder is None:
-            self._builder = self._make_builder()
-        return self._builder
 
     def _tell(self, event: events.Event) -> None:
         try:
@@ -362,12 +358,15 @@ class ImageService:
         except Exception:
             log.exception("an event sink failed")
 
-    def _move(self, request: _Request, state: State) -> None:
+    def _builds(self, request: Request) -> None:
+        self._move(request, State.BUILDING)
+
+    def _move(self, request: Request, state: State) -> None:
         with self._lock:
             request.advance(state)
 
     def _finish(
-        self, request: _Request, outcome: Ready | ContainerError, seconds: float
+        self, request: Request, outcome: Ready | ContainerError, seconds: float
     ) -> None:
         failed = isinstance(outcome, ContainerError)
         with self._lock:
@@ -379,22 +378,12 @@ class ImageService:
             waiting, request.waiting = request.waiting, []
             self._failed += failed
             self._built += isinstance(outcome, Ready) and outcome.cache == "built"
-        if isinstance(outcome, Ready):
+        if isinstance(outcome, Ready) and self._tiers.owns(outcome.image):
             self._completion.want(outcome.image)
         code = outcome.code if isinstance(outcome, ContainerError) else ""
         self._tell(events.BuildFinished(request.digest, seconds, code))
         for position, future in enumerate(waiting):
-            if isinstance(outcome, ContainerError):
-                future.set_exception(outcome)
-            elif position and outcome.cache == "built":
-                future.set_result(Ready(outcome.image, "shared", outcome.seconds))
+            if position and isinstance(outcome, Ready) and outcome.cache == "built":
+                answer(future, Ready(outcome.image, "shared", outcome.seconds))
             else:
-                future.set_result(outcome)
-
-
-def _stopped() -> BuildError:
-    return BuildError(
-        "the endpoint stopped before the image was ready",
-        hint="submit the task again once the endpoint is back",
-        code="endpoint-stopped",
-    )
+                answer(future, outcome)

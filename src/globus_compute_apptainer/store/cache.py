@@ -12,7 +12,10 @@ only. Content addressed, in a versioned directory::
         bases/, layers/           what images are made of, see :mod:`.shelf`
         tags/                     what names were last resolved to
         packages/                 caches of uv and rattler
-        locks/cd34….lock          held while that spec's image is made
+        locks/cd34…/              who makes that spec's image, see :mod:`.locks`
+        leases/                   who uses what, see :mod:`.leases`
+        failures/                 builds that failed lately, see :mod:`.failures`
+        quarantine/               damaged images
         logs/cd/cd34…/            one file per build
         tmp/                      what is being written; renamed when whole
 
@@ -23,14 +26,14 @@ Guarantees:
 - *Whole or absent.* An image is synced, read for its digest and only then renamed to
   its place; the index entry follows. A crash at any point leaves the old state, and
   litter in ``tmp`` that the next :meth:`Store.prepare` on this machine removes.
-- *Nothing damaged is handed out knowingly.* An image whose size is wrong counts as
-  absent, and publishing replaces it. Flipped bits inside are not noticed.
+- *Nothing damaged is handed out knowingly.* An image whose size or beginning is wrong
+  counts as absent, and publishing replaces it. Flipped bits inside are noticed by
+  :meth:`Store.examine`.
+- *Nothing in use is removed*, see :mod:`.leases` and :mod:`.room`.
 - Publishing the same image twice, also at once from several processes, gives one
   image and two successes.
 
-Non-guarantees: an image may be removed while somebody runs it (the kernel keeps an
-open file until its end); the lock is advisory, and holds between hosts only where
-the file system has working ``flock``.
+What is not guaranteed is in ``docs/explanation/promises.md``.
 """
 
 from __future__ import annotations
@@ -40,57 +43,57 @@ import dataclasses
 import errno
 import math
 import os
-import re
 import secrets
 import shutil
+import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from globus_compute_apptainer.errors import StoreError
-from globus_compute_apptainer.owners import of_the_dead, owned_name
-from globus_compute_apptainer.store import files, locks
+from globus_compute_apptainer.owners import Owner, of_the_dead, owned_name
+from globus_compute_apptainer.store import files, integrity, locks
+from globus_compute_apptainer.store.index import (
+    BYTECODE,
+    IMAGE,
+    MANIFEST,
+    Index,
+    StoredImage,
+    hexadecimal,
+    read_manifest,
+    state_of,
+)
+from globus_compute_apptainer.store.leases import Lease, Leases
+from globus_compute_apptainer.store.litter import delete, leavings_of, old_litter
 from globus_compute_apptainer.store.manifest import Manifest, platform_name
+from globus_compute_apptainer.store.presence import HERE, Presence
+from globus_compute_apptainer.store.room import (
+    IMAGES,
+    TOUCH_SECONDS,
+    Freed,
+    Room,
+    Thing,
+    lease_name,
+)
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
-IMAGE: Final = "image.sif"
-MANIFEST: Final = "manifest.json"
-BYTECODE: Final = "bytecode.sqfs"
+__all__ = ["BYTECODE", "IMAGE", "MANIFEST", "Store", "StoredImage"]
+
 VERSION: Final = "v2"
 MIN_FREE_BYTES: Final = 64 * 1024**2
 """Below this :meth:`Store.prepare` reports a full disk before anything is built."""
-
-LITTER_SECONDS: Final = 86400.0
 
 _TAG: Final = """\
 Signature: 8a477f597d28d172789f06886806bc55
 # This directory is a cache of container images, made by globus-compute-apptainer.
 # See https://bford.info/cachedir/
 """
-_DIGEST: Final = re.compile(r"sha256:([0-9a-f]{64})\Z")
 _ATTEMPTS: Final = 5
-
-
-@dataclass(frozen=True)
-class StoredImage:
-    """An image in the cache.
-
-    :param path: of the image file; read-only for everyone who uses it
-    """
-
-    path: Path
-    manifest: Manifest
-
-    @property
-    def bytecode(self) -> Path | None:
-        """The layer of compiled Python beside it, if it is there by now."""
-        path = self.path.with_name(BYTECODE)
-        return path if path.exists() else None
+_MANY: Final = 10_000
 
 
 class Store:
@@ -100,15 +103,18 @@ class Store:
     ``disk-full``. Safe to use from several threads and processes.
     """
 
-    def __init__(self, root: Path, platform: str | None = None) -> None:
-        self._root = root
+    def __init__(
+        self, root: Path, platform: str | None = None, presence: Presence = HERE
+    ) -> None:
+        self._root, self._presence = root, presence
         self._top = top = root / VERSION
         self._images, self._locks = top / "images/sha256", top / "locks"
         self._logs, self._tmp = top / "logs", top / "tmp"
-        name = (platform or platform_name()).replace("/", "-")
-        self._index = top / "index" / name
-        # What was read of an index entry, and of which state of that file.
-        self._known: dict[str, tuple[tuple[int, int, int], StoredImage]] = {}
+        self.platform = (platform or platform_name()).replace("/", "-")
+        self._index = Index(top / "index" / self.platform, self._images)
+        self.leases = Leases(top, presence)
+        self._room = Room(top, self.leases)
+        self._touched: dict[Path, float] = {}
 
     @property
     def root(self) -> Path:
@@ -126,7 +132,8 @@ class Store:
             has no room for any image (``disk-full``)
         """
         with files.translated(self._root):
-            for folder in (self._images, self._index, self._locks, self._logs):
+            folders = (self._images, self._index.folder, self._locks, self._logs)
+            for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
             self._tmp.mkdir(exist_ok=True)
             tag = self._root / "CACHEDIR.TAG"
@@ -135,6 +142,9 @@ class Store:
             probe = self._tmp / owned_name("probe")
             probe.touch()
             probe.unlink()
+            for path in (*of_the_dead(self._tmp), *old_litter(self._tmp)):
+                delete(path)
+            self.leases.in_use()  # removes those of the dead
             room = os.statvfs(self._tmp)
         if room.f_bavail * room.f_frsize < MIN_FREE_BYTES:
             raise StoreError(
@@ -143,7 +153,6 @@ class Store:
                 code="disk-full",
                 path=str(self._root),
             )
-        self._sweep()
 
     def lookup(self, spec_digest: str) -> StoredImage | None:
         """The image of a spec, if it is here whole; two ``stat`` calls when known.
@@ -152,21 +161,54 @@ class Store:
 
         :raises StoreError: the cache is there but cannot be read
         """
-        entry = self._entry(spec_digest)
+        return self._index.lookup(spec_digest)
+
+    def use(self, image: StoredImage) -> Lease | None:
+        """Keep an image from being removed until the lease is let go.
+
+        :param image: of another cache: then nothing is written, and nothing is kept
+        :returns: None if it is not there any more
+        """
+        if not image.path.is_relative_to(self._top):
+            return Lease.of_nothing()
+        name = image.path.parent.name
+        lease = self.leases.hold(lease_name(IMAGES, name))
         try:
-            state = _state(entry)
-        except (FileNotFoundError, NotADirectoryError):
+            there = state_of(image.path)[2] == image.manifest.size
+        except OSError:
+            there = False
+        if not there:
+            lease.let_go()
             return None
-        except OSError as error:
-            raise files.store_error(error, entry) from error
-        known = self._known.get(spec_digest)
-        if known is not None and known[0] == state:
-            return known[1] if _has_size(known[1]) else None
-        found = self._read(entry)
-        if found is None or not _has_size(found):
-            return None
-        self._known[spec_digest] = (state, found)
-        return found
+        self._touch(image.path.parent)
+        return lease
+
+    def make_room(self, limit: int, *, dry: bool = False) -> Freed:
+        """Remove what was not used for longest, until ``limit`` bytes are left; never
+        what is in use, see :mod:`.room`.
+
+        :param dry: only say what would go
+        :raises StoreError: somebody else does this (``lock-timeout``), or it cannot
+            be done
+        """
+        if dry:
+            return self._room.make(limit, dry=True)
+        never, place = threading.Event(), self._locks / "room"
+        with locks.hold(place, cancel=never, timeout=0, presence=self._presence):
+            return self._room.make(limit, gone=self._forget)
+
+    def _forget(self, thing: Thing, aside: Path) -> None:
+        """Remove the entry of the spec that an image was made for; entries of other
+        specs lead nowhere from now on, which is the same."""
+        if thing.kind != IMAGES:
+            return
+        told = read_manifest(aside / MANIFEST)
+        if told is None:
+            return
+        lock = self.lock(told.spec_digest, cancel=threading.Event(), timeout=0)
+        with contextlib.suppress(StoreError), lock:
+            if self.lookup(told.spec_digest) is None:
+                self._index.entry(told.spec_digest).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def workspace(self) -> Iterator[Path]:
@@ -206,9 +248,9 @@ class Store:
             return self._take(sif.parent, manifest, sealed or files.seal(sif, cancel))
 
     def _take(self, work: Path, manifest: Manifest, image: files.Sealed) -> StoredImage:
-        entry = self._entry(manifest.spec_digest)
+        entry = self._index.entry(manifest.spec_digest)
         entry.parent.mkdir(parents=True, exist_ok=True)
-        previous = self._read(entry)
+        previous = self._index.read(entry)
         manifest = dataclasses.replace(
             manifest, image_digest=f"sha256:{image.sha256}", size=image.size
         )
@@ -216,11 +258,9 @@ class Store:
         files.sync_folder(work)
         path = self._put(work, image.sha256, image.size)
         files.replace_durably(entry, manifest.to_json(), self._tmp)
-        if previous is not None and not _has_size(previous):
+        if previous is not None and previous.path != path and not _has_size(previous):
             self._discard(previous.path.parent)
-        stored = StoredImage(path, manifest)
-        self._known[manifest.spec_digest] = (_state(entry), stored)
-        return stored
+        return StoredImage(path, manifest, state_of(path))
 
     def attach(self, image: StoredImage, bytecode: Path) -> None:
         """Put a layer of compiled Python beside an image, whole; the first one stays.
@@ -230,52 +270,71 @@ class Store:
         """
         place = image.path.with_name(BYTECODE)
         with files.translated(self._root):
-            files.sync_file(bytecode)
+            sealed = files.seal(bytecode)
             if not place.exists():
+                told = place.with_name(integrity.BYTECODE_DIGEST)
+                files.replace_durably(told, sealed.sha256, self._tmp)
                 bytecode.rename(place)
                 files.sync_folder(place.parent)
 
+    def examine(
+        self, image: StoredImage, cancel: threading.Event | None = None
+    ) -> integrity.Health:
+        """Read an image whole, and say what is wrong with it; see :mod:`.integrity`."""
+        return integrity.examine(image, cancel)
+
+    def quarantine(self, image: StoredImage) -> bool:
+        """Take a damaged image out of its place, and keep it for a look.
+
+        :returns: whether it was this one; False if another is in its place by now
+        """
+        with files.translated(self._root):
+            return integrity.quarantine(image, self._top / "quarantine")
+
     def lock(
-        self, spec_digest: str, *, cancel: threading.Event, timeout: float = math.inf
-    ) -> AbstractContextManager[None]:
-        """Hold the right to make one spec's image; see :func:`.locks.hold`."""
-        path = self._locks / f"{_hex(spec_digest)}.lock"
-        return locks.hold(path, cancel=cancel, timeout=timeout)
+        self,
+        spec_digest: str,
+        *,
+        cancel: threading.Event,
+        timeout: float = math.inf,
+        watch: Callable[[locks.News], None] = locks.ignore,
+    ) -> AbstractContextManager[locks.Held]:
+        """Hold the right to make one spec's image; see :func:`.locks.hold`.
+
+        What a dead holder left half done is removed.
+        """
+        return locks.hold(
+            self._locks / hexadecimal(spec_digest),
+            cancel=cancel,
+            timeout=timeout,
+            presence=self._presence,
+            watch=watch,
+            clear=self._clear,
+        )
+
+    def slot(
+        self, count: int, *, cancel: threading.Event
+    ) -> AbstractContextManager[locks.Held]:
+        """One of ``count`` places for builds of all who share the cache."""
+        places = [self._locks / f"slot-{number}" for number in range(count)]
+        return locks.hold_any(places, cancel=cancel, presence=self._presence)
+
+    def _clear(self, dead: Owner) -> None:
+        for path in leavings_of(self._tmp, dead):
+            delete(path)
 
     def images(self) -> Iterator[StoredImage]:
         """Every image that is whole, by spec digest, each as of when it is reached."""
-        with files.translated(self._index):
-            entries = sorted(self._index.glob("*/*.json"))
-        for entry in entries:
-            found = self.lookup(f"sha256:{entry.stem}")
-            if found is not None:
-                yield found
+        return self._index.all()
 
     def log_path(self, spec_digest: str) -> Path:
         """A fresh file name for the log of one build; its directory is made."""
-        name = _hex(spec_digest)
+        name = hexadecimal(spec_digest)
         folder = self._logs / name[:2] / name
         with files.translated(folder):
             folder.mkdir(parents=True, exist_ok=True)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         return folder / f"{stamp}-{secrets.token_hex(4)}.log"
-
-    def remove(self, spec_digest: str) -> bool:
-        """Forget a spec's image, and delete the file unless another spec has it.
-
-        :returns: whether there was an entry
-        """
-        entry = self._entry(spec_digest)
-        self._known.pop(spec_digest, None)
-        with files.translated(entry):
-            found = self._read(entry) if entry.exists() else None
-            try:
-                entry.unlink()
-            except FileNotFoundError:
-                return False
-            if found is not None and not self._is_used(found.path):
-                self._discard(found.path.parent)
-        return True
 
     def _put(self, work: Path, digest: str, size: int) -> Path:
         """Rename ``work`` to the image's place, unless a whole one is there."""
@@ -295,58 +354,16 @@ class Store:
             folder.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
 
-    def _is_used(self, image: Path) -> bool:
-        entries = self._index.parent.glob("*/*/*.json")
-        return any(f and f.path == image for f in map(self._read, entries))
-
-    def _read(self, entry: Path) -> StoredImage | None:
-        try:
-            text = entry.read_text(encoding="utf-8", errors="replace")
-            manifest = Manifest.from_json(text)
-            name = _hex(manifest.image_digest)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise files.store_error(error, entry) from error
-        except StoreError:
-            return None
-        return StoredImage(self._images / name[:2] / name / IMAGE, manifest)
-
-    def _entry(self, spec_digest: str) -> Path:
-        name = _hex(spec_digest)
-        return self._index / name[:2] / f"{name}.json"
-
-    def _sweep(self) -> None:
-        """Remove what dead writers of this machine left behind, and, since of other
-        machines nothing can be known, whatever is more than a day old."""
-        for path in of_the_dead(self._tmp):
-            _delete(path)
-        oldest = time.time() - LITTER_SECONDS
+    def _touch(self, path: Path) -> None:
+        """Write down that something is used, every now and then."""
+        now = time.monotonic()
+        if now - self._touched.get(path, -math.inf) < TOUCH_SECONDS:
+            return
+        if len(self._touched) > _MANY:
+            self._touched.clear()
+        self._touched[path] = now
         with contextlib.suppress(OSError):
-            for path in self._tmp.iterdir():
-                with contextlib.suppress(OSError):
-                    if path.lstat().st_mtime <= oldest:
-                        _delete(path)
-
-
-def _delete(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink()
-
-
-def _hex(digest: str) -> str:
-    found = _DIGEST.match(digest)
-    if found is None:
-        raise StoreError(f"not a digest: {digest!r:.80}", code="digest-invalid")
-    return found[1]
-
-
-def _state(path: Path) -> tuple[int, int, int]:
-    status = path.stat()
-    return status.st_ino, status.st_mtime_ns, status.st_size
+            os.utime(path)
 
 
 def _has_size(image: StoredImage) -> bool:
@@ -354,8 +371,6 @@ def _has_size(image: StoredImage) -> bool:
         return image.path.stat().st_size == image.manifest.size
     except (FileNotFoundError, NotADirectoryError):
         return False
-    except OSError as error:
-        raise files.store_error(error, image.path) from error
 
 
 def _renamed(work: Path, final: Path) -> bool:

@@ -4,7 +4,7 @@ Runs in the endpoint process and in ``gc-apptainer``. Base images and layers are
 here, below the cache::
 
     v2/SHELF/sha256/ab/ab12…/     the files that were put, read-only from then on
-    v2/locks/SHELF-ab12….lock     held while they are made
+    v2/locks/SHELF-ab12…/         held while they are made
 
 Guarantees: as of :mod:`.cache`; a directory appears by one rename, with all its
 files on disk, and putting the same key twice keeps the first.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import re
 import shutil
 from typing import TYPE_CHECKING, Final
@@ -21,6 +22,9 @@ from typing import TYPE_CHECKING, Final
 from globus_compute_apptainer.errors import StoreError
 from globus_compute_apptainer.owners import owned_name
 from globus_compute_apptainer.store import files, locks
+from globus_compute_apptainer.store.leases import Leases
+from globus_compute_apptainer.store.presence import HERE, Presence
+from globus_compute_apptainer.store.room import lease_name
 
 if TYPE_CHECKING:
     import threading
@@ -36,17 +40,32 @@ class Shelf:
 
     :param top: the cache's versioned directory
     :param kind: ``bases`` or ``layers``
+    :param leases: keep what running builds of this process use from being removed
     """
 
-    def __init__(self, top: Path, kind: str) -> None:
-        self._top, self._kind = top, kind
+    def __init__(
+        self,
+        top: Path,
+        kind: str,
+        leases: Leases | None = None,
+        presence: Presence = HERE,
+    ) -> None:
+        self._top, self._kind, self._presence = top, kind, presence
         self._places = top / kind / "sha256"
         self._tmp = top / "tmp"
+        self._leases = leases or Leases(top, presence)
 
     def find(self, key: str) -> Path | None:
-        """The directory of ``key``, if it is there."""
+        """The directory of ``key``, if it is there; it stays for the running builds."""
         place = self._place(key)
-        return place if place.is_dir() else None
+        if not place.is_dir():
+            return None
+        self._leases.use(lease_name(self._kind, place.name))
+        if not place.is_dir():  # removed meanwhile
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(place)
+        return place
 
     @contextlib.contextmanager
     def workspace(self) -> Iterator[Path]:
@@ -67,6 +86,7 @@ class Shelf:
         :raises StoreError: it cannot be written
         """
         place = self._place(key)
+        self._leases.use(lease_name(self._kind, place.name))
         with files.translated(self._top):
             place.parent.mkdir(parents=True, exist_ok=True)
             for path in workspace.iterdir():
@@ -82,12 +102,10 @@ class Shelf:
 
     def lock(
         self, key: str, *, cancel: threading.Event, timeout: float = math.inf
-    ) -> AbstractContextManager[None]:
+    ) -> AbstractContextManager[locks.Held]:
         """Hold the right to make one; see :func:`.locks.hold`."""
-        path = self._top / "locks" / f"{self._kind}-{_hex(key)}.lock"
-        with files.translated(self._top):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        return locks.hold(path, cancel=cancel, timeout=timeout)
+        path = self._top / "locks" / f"{self._kind}-{_hex(key)}"
+        return locks.hold(path, cancel=cancel, timeout=timeout, presence=self._presence)
 
     def remove(self, key: str) -> bool:
         """Take it out of sight at once, then delete it; whether it was there."""

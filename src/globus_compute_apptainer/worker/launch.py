@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,8 +20,9 @@ from typing import TYPE_CHECKING, Final
 from globus_compute_apptainer.build.apptainer import Apptainer, bind, is_exportable
 from globus_compute_apptainer.build.layer import HOME, PAYLOAD
 from globus_compute_apptainer.errors import TaskError
-from globus_compute_apptainer.worker import agent
+from globus_compute_apptainer.worker import inside
 from globus_compute_apptainer.worker.environment import without_proxy_credentials
+from globus_compute_apptainer.worker.inside import start
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -66,8 +68,8 @@ def launch(order: ContainerOrder, run_dir: str) -> Launch:
         raise no_python(order, "a Python function")
     sdk_version = importlib.metadata.version("globus-compute-sdk")
     agent_argv = [
-        *(order.python, "-s", f"{INSIDE}/agent.py"),
-        *(f"{INSIDE}/library", sdk_version, agent.mount_namespace()),
+        *(order.python, "-s", "-c", start.BOOT, f"{INSIDE}/ours"),
+        *(f"{INSIDE}/library", sdk_version, json.dumps(order.preload)),
     ]
     return _launch(
         order,
@@ -210,8 +212,8 @@ def _own_binds() -> tuple[str, ...]:
         bind(_folder_of(name), f"{INSIDE}/library/{name}", read_only=True)
         for name in BOUND_PACKAGES
     ]
-    source = Path(agent.__file__).resolve()
-    return (bind(source, f"{INSIDE}/agent.py", read_only=True), *packages)
+    source = Path(inside.__file__).resolve().parent
+    return (bind(source, f"{INSIDE}/ours/{start.NAME}", read_only=True), *packages)
 
 
 def _folder_of(package: str) -> Path:

@@ -3,7 +3,7 @@
 Runs in the HTEX worker processes of the endpoint's nodes, in the place of the stock
 engine's ``execute_task``, whose contract it keeps: the same arguments, checks,
 messages and error texts. Unlike that one it changes neither the working directory nor
-the environment of the worker: the container's side does (:mod:`.agent`).
+the environment of the worker: the container's side does (:mod:`.inside.agent`).
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from globus_compute_common.messagepack.message_types import Result, Task, TaskTr
 from globus_compute_common.tasks import ActorName, TaskState
 
 from globus_compute_apptainer.errors import ContainerError, TaskError
-from globus_compute_apptainer.worker import agent, bytecode, shellfunction
+from globus_compute_apptainer.worker import bytecode, shellfunction
 from globus_compute_apptainer.worker.container import (
     Container,
     NotSentError,
     no_folder,
 )
 from globus_compute_apptainer.worker.environment import task_environment
+from globus_compute_apptainer.worker.inside.agent import describe
 from globus_compute_apptainer.worker.launch import launch
+from globus_compute_apptainer.worker.node import Bounds, Node
 from globus_compute_apptainer.worker.order import ContainerOrder
 from globus_compute_apptainer.worker.warm import WarmPool
 
@@ -45,6 +47,7 @@ RESULT_SIZE_LIMIT: Final = 10 * 1024 * 1024
 SMALLEST_LIMIT: Final = 128
 
 _pool: Final = WarmPool()
+_node: Final = Node()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +121,7 @@ def _execute(
                 f"Non Task-type message received: {type(task).__name__} (from: {msg})"
             )
     except Exception as error:  # noqa: BLE001  # whatever it is, the user is told
-        text, details = agent.describe(error, (CouldNotExecuteUserTaskError,))
+        text, details = describe(error, (CouldNotExecuteUserTaskError,))
         return Outcome(text, details, _expected_details(order))
     try:
         return _execute_inside(task.task_buffer, header, order, run_dir)
@@ -138,15 +141,21 @@ def _execute_inside(
     task_buffer = bytecode.checked(task_buffer, order.python_version)
 
     def start() -> Container:
-        return Container(launch(order, run_dir), order.start_timeout)
+        started = launch(order, run_dir)
+        bounds = Bounds(order.start_timeout, order.idle_timeout, order.warm_per_node)
+        container = Container(_node, key, started, bounds)
+        for name, reason in container.not_preloaded.items():
+            log.warning("module %s was not preloaded: %s", name, reason)
+        return container
 
-    key = (order.run_key, run_dir)
+    key = f"{order.run_key} {run_dir}"
+    keep = order.warm_per_worker if order.isolation == "worker" else 0
     body = task_buffer.encode("utf-8", "surrogatepass")
     try:
-        with _pool.lease(key, start, order.warm_per_worker) as container:
+        with _pool.lease(key, start, keep) as container:
             answer, data = container.ask(header, body)
     except NotSentError:  # a second one is the task's error
-        with _pool.lease(key, start, order.warm_per_worker) as container:
+        with _pool.lease(key, start, keep) as container:
             answer, data = container.ask(header, body)
     if answer["kind"] == "no-folder":
         raise no_folder(answer["reason"])

@@ -26,8 +26,9 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from globus_compute_apptainer.errors import ContainerError
-from globus_compute_apptainer.worker import agent, buffers, shellcommand
+from globus_compute_apptainer.worker import buffers, shellcommand
 from globus_compute_apptainer.worker.inert import Reader
+from globus_compute_apptainer.worker.inside import agent
 from globus_compute_apptainer.worker.launch import launch_shell, no_python
 
 if TYPE_CHECKING:

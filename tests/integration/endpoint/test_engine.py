@@ -216,18 +216,18 @@ def kill_the_worker_once(marker: str) -> str:
         return "second attempt"
     with open(marker, "w"):
         pass
-    # The worker is the first ancestor that is neither ours nor Apptainer's.
-    pid = os.getppid()
-    while True:
+    # The keeper is an ancestor, and names the workers' manager.
+    pid, keeper = os.getppid(), []
+    while not (keeper and "/gc-pool-" in keeper[-3]):
+        with open(f"/proc/{pid}/cmdline") as cmdline:
+            keeper = ["", "", *cmdline.read().split("\0")[:-1]]
         with open(f"/proc/{pid}/status") as status:
             fields = dict(line.rstrip().split(":\t", 1) for line in status)
-        with open(f"/proc/{pid}/cmdline", "rb") as cmdline:
-            text = cmdline.read()
-        theirs = fields["Name"].lower().startswith(("starter", "apptainer"))
-        if not theirs and b"/.gca/agent.py" not in text:
-            break
         pid = int(fields["PPid"])
-    os.kill(pid, signal.SIGKILL)
+    manager = keeper[-2]
+    with open(f"/proc/{manager}/task/{manager}/children") as children:
+        for worker in map(int, children.read().split()):
+            os.kill(worker, signal.SIGKILL)
     signal.pause()
     return "unreachable"
 

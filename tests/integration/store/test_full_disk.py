@@ -14,11 +14,12 @@ PUBLISH = """\
 import json, os, subprocess, sys, threading
 from pathlib import Path
 from globus_compute_apptainer.errors import StoreError
-from globus_compute_apptainer.store import cache
+from globus_compute_apptainer.store import cache, index
 from globus_compute_apptainer.store.cache import Store
 from globus_compute_apptainer.store.manifest import Manifest
 
 cache.MIN_FREE_BYTES = 0
+SIF = bytes(index.SIF_MAGIC_AT) + index.SIF_MAGIC
 root = Path(sys.argv[1])
 A, B = ("sha256:" + letter * 64 for letter in "ab")
 
@@ -30,7 +31,7 @@ def manifest(spec):
 
 def image(mebibytes):
     path = root.parent / f"{mebibytes}.sif"
-    path.write_bytes(os.urandom(mebibytes << 20))
+    path.write_bytes(SIF + os.urandom((mebibytes << 20) - len(SIF)))
     return path
 
 def attempt(call, *args):
@@ -98,7 +99,7 @@ def test_full_and_read_only(said: dict):
         "old one is there": True,
         "new one is not": True,
         "prepare": None,  # an empty file still fits; publishing would not
-        "lock": None,
+        "lock": full,
         "room again": None,
         "read-only": refused,
         "read-only prepare": refused,

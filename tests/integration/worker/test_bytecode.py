@@ -15,7 +15,7 @@ from globus_compute_common.messagepack.message_types import Task
 from globus_compute_sdk.serialize import ComputeSerializer
 
 from globus_compute_apptainer.build.apptainer import Apptainer, bind
-from globus_compute_apptainer.worker import agent
+from globus_compute_apptainer.worker.inside import library
 
 if TYPE_CHECKING:
     from .conftest import Inside
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.apptainer
 CLIENT = """
 import sys
 sys.path.insert(0, "/.gca")
-import agent
-agent.install_library("/.gca/library", "4.19.0")
+import library
+library.install_library("/.gca/library", "4.19.0")
 from globus_compute_sdk.serialize import concretes
 script, strategies = sys.argv[1:3]
 space = {"__name__": "__main__"}
@@ -70,7 +70,7 @@ def made(
     folder = tmp_path_factory.mktemp("client")
     (folder / "script.py").write_text(SCRIPT)
     (folder / "client.py").write_text(CLIENT)
-    binds = [bind(folder), bind(Path(agent.__file__), "/.gca/agent.py")]
+    binds = [bind(folder), bind(Path(library.__file__), "/.gca/library.py")]
     for package in (dill, globus_compute_sdk):
         source = Path(package.__file__).parent
         binds.append(bind(source, f"/.gca/library/{source.name}", read_only=True))

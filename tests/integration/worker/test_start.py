@@ -40,7 +40,9 @@ def test_different_runs_get_different_containers(inside):
 
 
 def test_least_recently_used_container_gives_way(inside):
-    a, b, c = (inside.with_order(env=(("NAME", name),)) for name in "abc")
+    a, b, c = (
+        inside.with_order(env=(("NAME", name),), warm_per_worker=2) for name in "abc"
+    )
     first, second = a.value(pid), b.value(pid)
     assert a.value(pid) == first
     third = c.value(pid)

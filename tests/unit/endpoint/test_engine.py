@@ -158,11 +158,11 @@ BAD_SPECS = [
     pytest.param(17, "spec-invalid", id="a number"),
     pytest.param({**SPEC, "post": ["id"]}, "policy-denied", id="policy"),
     pytest.param({"preload": ["x"]}, "spec-unsupported", id="later field"),
-    pytest.param({"action": "list"}, "spec-unsupported", id="control"),
-    pytest.param("sha256:" + "0" * 64, "spec-unsupported", id="digest"),
+    pytest.param({"action": "lst"}, "spec-invalid", id="control"),
+    pytest.param("sha256:" + "0" * 64, "digest-unknown", id="digest"),
     pytest.param("nope", "image-unknown", id="unknown name"),
     pytest.param("\ud800x", "image-unknown", id="half a surrogate pair"),
-    pytest.param("sha256:\ud800", "spec-unsupported", id="half a pair in a digest"),
+    pytest.param("sha256:\ud800", "digest-unknown", id="half a pair in a digest"),
     pytest.param({"pip": ["\ud800"]}, "spec-invalid", id="half a pair in a field"),
     pytest.param({"\ud800": 1}, "spec-invalid", id="half a pair as a field"),
 ]
@@ -202,7 +202,10 @@ def test_a_failed_build_ends_every_waiting_task(engine, builder, unpack_result) 
         assert result.error_details.code == "package-not-found"
         assert "stage: pip" in result.data
     builder.error = None
-    assert submit(engine).result(30) == b"the result"
+    again = unpack_result(submit(engine).result(30))
+    assert again.error_details.code == "package-not-found"
+    assert "this failure is remembered from" in again.data
+    assert submit(engine, {**SPEC, "pip": ["other"]}).result(30) == b"the result"
 
 
 def test_an_unforeseen_fault_ends_the_task_too(engine, builder, unpack_result) -> None:

@@ -18,7 +18,7 @@ from globus_compute_apptainer.build.order import Order
 from globus_compute_apptainer.config import BuildConfig
 from globus_compute_apptainer.errors import BuildError, ContainerError, HostError
 from globus_compute_apptainer.images import TRANSITIONS, ImageService, State
-from globus_compute_apptainer.images.service import _Request
+from globus_compute_apptainer.images.request import Request
 from globus_compute_apptainer.spec import model
 from globus_compute_apptainer.spec.policy import Policy
 from globus_compute_apptainer.store.cache import Store
@@ -65,6 +65,45 @@ def test_requests_while_a_build_runs_share_it(service, builder) -> None:
     assert len(builder.builds) == 1
 
 
+def test_a_request_can_be_looked_at(service, builder) -> None:
+    digest = image("pandas").digest
+    assert service.standing(digest) is None
+    builder.gate.clear()
+    futures = [service.request(image("pandas")) for _ in range(3)]
+    poll(lambda: service.standing(digest) == ("building", 3))
+    builder.gate.set()
+    assert {f.result(30).image.manifest.spec_digest for f in futures} == {digest}
+    poll(lambda: service.standing(digest) is None)
+    assert [i.manifest.spec_digest for i in service.stored()] == [digest]
+
+
+def test_a_cancelled_request_fails_at_once_and_the_next_one_is_served(
+    service, builder
+) -> None:
+    builder.gate.clear()
+    futures = [service.request(image("pandas")) for _ in range(3)]
+    other = service.request(image("numpy"))
+    poll(lambda: len(builder.builds) == 2)
+    assert service.cancel(image("pandas").digest) == 3
+    for future in futures:
+        with pytest.raises(BuildError) as caught:
+            future.result(0)
+        assert caught.value.code == "build-cancelled"
+    again = service.request(image("pandas"))
+    assert service.cancel(image("scipy").digest) == 0
+    builder.gate.set()
+    assert again.result(30).cache == "built"
+    assert other.result(30).cache == "built"
+
+
+def test_what_was_cancelled_does_not_outlive_the_service(service, builder) -> None:
+    builder.gate.clear()
+    service.request(image("pandas"))
+    poll(lambda: builder.builds)
+    service.cancel(image("pandas").digest)
+    service.close()  # would wait for the gate
+
+
 def test_different_images_build_side_by_side_up_to_the_bound(service, builder) -> None:
     builder.gate.clear()
     futures = [service.request(image(name)) for name in ("a1", "b1", "c1")]
@@ -85,9 +124,9 @@ def test_an_image_that_came_meanwhile_is_taken(service, tmp_path, builder) -> No
     assert service.counts()["built"] == 1
 
 
-def test_a_failure_reaches_all_who_wait_and_is_not_kept(service, builder) -> None:
+def test_a_failure_reaches_all_who_wait(service, builder) -> None:
     builder.gate.clear()
-    builder.error = BuildError("boom", stage="pip")
+    builder.error = BuildError("boom", stage="pip", code="disk-full")
     futures = [service.request(image("pandas")) for _ in range(3)]
     builder.gate.set()
     for future in futures:
@@ -245,7 +284,7 @@ def test_a_request_served_late_leaves_a_younger_one_to_be_joined(
     """One that no thread could be had for may still be served, for nobody."""
     builder.gate.clear()
     younger = service.request(image("late"))
-    late = _Request(Order(image("late")), "", state=State.RESOLVING)
+    late = Request(Order(image("late")), "", state=State.RESOLVING)
     service._finish(late, BuildError("of no interest"), 0.0)
     joined = service.request(image("late"))
     assert service.counts()["waiting_tasks"] == 2
@@ -335,7 +374,7 @@ def test_the_policy_of_the_request_reaches_the_build(service, builder) -> None:
 
 @pytest.mark.parametrize(("old", "new"), list(itertools.product(State, State)))
 def test_every_move_is_either_in_the_table_or_refused(old: State, new: State) -> None:
-    request = _Request(Order(image("pandas")), "", state=old)
+    request = Request(Order(image("pandas")), "", state=old)
     if new in TRANSITIONS[old]:
         request.advance(new)
         assert request.state is new

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from globus_compute_apptainer.store import index
 from globus_compute_apptainer.store.cache import Store
 from globus_compute_apptainer.store.manifest import Manifest
+
+SIF = b"\0" * index.SIF_MAGIC_AT + index.SIF_MAGIC
+"""What an image begins with."""
 
 
 def digest(letter: str) -> str:
@@ -59,5 +63,5 @@ def store(root: Path) -> Store:
 @pytest.fixture
 def sif(tmp_path: Path) -> Path:
     path = tmp_path / "image.sif"
-    path.write_bytes(b"an image" * 1000)
+    path.write_bytes(SIF + b"an image" * 1000)
     return path

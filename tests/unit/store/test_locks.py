@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import select
+import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from globus_compute_apptainer.errors import StoreError
+from globus_compute_apptainer.owners import Owner, owned_name
+from globus_compute_apptainer.store import locks
 from globus_compute_apptainer.store.cache import Store
+from globus_compute_apptainer.store.presence import (
+    HERE,
+    Presence,
+    Timing,
+)
 
 SPEC = "sha256:" + "a" * 64
 OTHER = "sha256:" + "b" * 64
@@ -144,18 +156,263 @@ for _ in range(5):
 def test_the_umask_says_who_may_lock(store: Store, root: Path, umask: int, mode: int):
     before = os.umask(umask)
     try:
-        for _ in range(2):
+        for number in (1, 2):
             with store.lock(SPEC, cancel=threading.Event()):
-                (path,) = (root / "v2/locks").iterdir()
+                (path,) = (root / "v2/locks" / ("a" * 64)).iterdir()
+                assert path.name == f"{number:08d}"
                 assert path.stat().st_mode & 0o777 == mode
     finally:
         os.umask(before)
 
 
-def test_a_lock_is_left_as_the_group_set_it(store: Store, root: Path):
-    path = root / "v2/locks" / f"{'a' * 64}.lock"
-    path.parent.mkdir(parents=True)
-    path.touch()
-    path.chmod(0o660)
-    with store.lock(SPEC, cancel=threading.Event()):
-        assert path.stat().st_mode & 0o777 == 0o660
+# -- owners and their deaths ----------------------------------------------------
+
+FAST = Timing(beat=0.05, expiry=0.6, confirm=0.2, poll=0.01)
+
+
+def elsewhere(number: int) -> Presence:
+    """A process on another machine, which nobody here can prove dead."""
+    owner = replace(Owner.current(), host=f"{number:010x}", pid=number)
+    return Presence(FAST, owner=lambda: owner)
+
+
+def hold(folder: Path, presence: Presence, timeout: float = 60.0, **more):
+    never = threading.Event()
+    return locks.hold(folder, cancel=never, timeout=timeout, presence=presence, **more)
+
+
+def abandon(folder: Path, presence: Presence, content: bytes | None = None) -> Path:
+    """A record whose process gives no sign of life any more."""
+    folder.mkdir(parents=True)
+    assert locks._Lock(folder, presence)._make(1, "gone")
+    path = folder / "00000001"
+    if content is not None:
+        path.write_bytes(content)
+    return path
+
+
+class Waiting:
+    """Waits for a lock by a clock that the test moves."""
+
+    def __init__(self, folder: Path) -> None:
+        self.now = 0.0
+        here = elsewhere(2)
+        here.timing = Timing(beat=1, expiry=10, confirm=3)
+        here.clock = lambda: self.now
+        self._lock = locks._Lock(folder, here)
+
+    def holds_after(self, seconds: float) -> bool:
+        self.now += seconds
+        return self._lock.attempt(locks.ignore) is not None
+
+
+def test_a_number_is_used_once_and_old_records_go(tmp_path: Path):
+    for number in range(1, 4):
+        with hold(tmp_path / "lock", HERE):
+            names = [path.name for path in (tmp_path / "lock").iterdir()]
+            assert names == [f"{number:08d}"]
+    (left,) = (tmp_path / "lock").iterdir()
+    assert left.name == "00000003.free"
+
+
+def test_a_holder_elsewhere_keeps_it_for_as_long_as_it_gives_signs(tmp_path: Path):
+    path = abandon(tmp_path / "lock", elsewhere(1))
+    waiting = Waiting(tmp_path / "lock")
+    future = int(time.time()) + 86400  # so that only watching can tell
+    for second in range(future, future + 200, 9):
+        os.utime(path, (second, second))
+        assert not waiting.holds_after(9)
+    assert not waiting.holds_after(9)
+    assert waiting.holds_after(1)
+
+
+def test_who_holds_it_is_told_to_those_who_waited_in_vain(tmp_path: Path):
+    alive = elsewhere(1)
+    with (
+        hold(tmp_path / "lock", alive),
+        pytest.raises(StoreError) as caught,
+        hold(tmp_path / "lock", elsewhere(2), timeout=0),
+    ):
+        pass
+    assert caught.value.code == "lock-timeout"
+    assert f"process {os.getpid()} on {socket.gethostname()}" in caught.value.message
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[]", bytes(99)])
+def test_silence_elsewhere_frees_it_also_where_the_record_is_damaged(
+    tmp_path: Path, content: bytes | None
+):
+    abandon(tmp_path / "lock", elsewhere(1), content)
+    with hold(tmp_path / "lock", elsewhere(2)) as held:
+        held.check()
+        assert [p.name for p in (tmp_path / "lock").iterdir()] == ["00000002"]
+
+
+@pytest.mark.parametrize("jump", [-86400.0, 0.0, 86400.0])
+def test_clocks_that_jump_condemn_nobody_who_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump: float
+):
+    monkeypatch.setattr(locks, "file_system_time", lambda _: 100.0 + jump)
+    path = abandon(tmp_path / "lock", elsewhere(1))
+    waiting = Waiting(tmp_path / "lock")
+    for second in range(0, 200, 2):
+        os.utime(path, (second, second))
+        assert not waiting.holds_after(2)
+
+
+def test_long_silence_by_the_file_systems_clock_is_watched_only_shortly(tmp_path: Path):
+    path = abandon(tmp_path / "lock", elsewhere(1))
+    os.utime(path, (1, 1))
+    waiting = Waiting(tmp_path / "lock")
+    assert not waiting.holds_after(0)
+    assert not waiting.holds_after(2)
+    assert waiting.holds_after(1)
+
+
+def test_a_holder_that_was_replaced_notices_at_the_check(tmp_path: Path):
+    stopped = elsewhere(1)
+    held = hold(tmp_path / "lock", stopped)
+    first = held.__enter__()
+    first.check()
+    stopped._start_anew()  # as if it were stopped, or cut off from the file system
+    with hold(tmp_path / "lock", elsewhere(2)) as second:
+        with pytest.raises(StoreError) as caught:
+            first.check()
+        assert caught.value.code == "lock-lost"
+        held.__exit__(None, None, None)  # and harms nobody
+        second.check()
+
+
+def test_what_the_dead_left_is_cleared_by_who_takes_over(tmp_path: Path):
+    dead, cleared = elsewhere(1), []
+    path = abandon(tmp_path / "lock", dead)
+    (path.parent / ".progress").write_text("{}")
+    with hold(tmp_path / "lock", elsewhere(2), clear=cleared.append):
+        assert cleared == [dead.owner()]
+        assert [p.name for p in path.parent.iterdir()] == ["00000002"]
+
+
+def test_the_store_removes_the_unfinished_work_of_a_dead_holder(root: Path):
+    dead = elsewhere(1)
+    store = Store(root, presence=dead)
+    store.prepare()
+    work = root / "v2/tmp" / owned_name("image", dead.owner())
+    work.mkdir()
+    (work / "image.sif").write_text("half")
+    abandon(root / "v2/locks" / SPEC[7:], dead)
+    other = Store(root, presence=elsewhere(2))
+    with other.lock(SPEC, cancel=threading.Event(), timeout=60):
+        assert not work.exists()
+
+
+def test_a_record_of_this_process_that_nobody_holds_is_no_obstacle(tmp_path: Path):
+    """As where releasing it failed, for want of a working file system."""
+    mine = Presence(FAST)
+    abandon(tmp_path / "lock", mine)
+    with hold(tmp_path / "lock", mine, timeout=0):
+        pass
+
+
+def test_a_stopped_process_here_is_not_taken_for_dead(tmp_path: Path, holder):
+    os.kill(holder.pid, signal.SIGSTOP)
+    try:
+        with (
+            pytest.raises(StoreError, match="held"),
+            hold(tmp_path / "cache/v2/locks" / SPEC[7:], Presence(FAST), timeout=1.5),
+        ):
+            pass
+    finally:
+        os.kill(holder.pid, signal.SIGCONT)
+
+
+def test_those_who_look_late_withdraw(tmp_path: Path):
+    """One listed the records, was slow, and makes a number that was used already."""
+    folder = tmp_path / "lock"
+    folder.mkdir()
+    (folder / "00000007").write_text("{}")
+    late = locks._Lock(folder, Presence(FAST))
+    assert late._make(6, "late")
+    assert not late._is_next({5: True}, 6)
+    assert [path.name for path in folder.iterdir()] == ["00000007"]
+    (folder / "00000008.free").touch()
+    assert late._make(8, "late")
+    assert not late._is_next({7: False}, 8)
+
+
+def test_those_who_wait_see_what_the_holder_does(tmp_path: Path):
+    seen, seen_it = [], threading.Event()
+
+    def watch(news: locks.News) -> None:
+        seen.append(news)
+        if news.get("stage") == "pip":
+            seen_it.set()
+
+    def wait() -> None:
+        with hold(tmp_path / "lock", Presence(FAST), watch=watch):
+            pass
+
+    with hold(tmp_path / "lock", HERE) as held:
+        thread = threading.Thread(target=wait)
+        thread.start()
+        held.tell({"stage": "pull"}, at_once=True)
+        held.tell({"stage": "dropped"})
+        held.tell({"stage": "pip"}, at_once=True)
+        assert seen_it.wait(60)
+    thread.join(60)
+    assert not thread.is_alive()
+    assert {"stage": "dropped"} not in seen
+    assert [p.name for p in (tmp_path / "lock").iterdir()] == ["00000002.free"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"number": 1}', "\xff"])
+def test_damaged_news_are_no_news(tmp_path: Path, text: str):
+    seen = []
+    with hold(tmp_path / "lock", HERE):
+        (tmp_path / "lock/.progress").write_text(text, encoding="latin-1")
+        with (
+            pytest.raises(StoreError),
+            hold(tmp_path / "lock", HERE, timeout=0.2, watch=seen.append),
+        ):
+            pass
+    assert seen == []
+
+
+def test_a_forked_child_frees_nothing_of_its_parents(tmp_path: Path):
+    with hold(tmp_path / "lock", HERE) as held:
+        child = multiprocessing.get_context("fork").Process(target=held.release)
+        child.start()
+        child.join(60)
+        assert child.exitcode == 0
+        held.check()
+
+
+def test_killed_holders_one_after_the_other(tmp_path: Path):
+    """Every death is noticed, and never do two hold it."""
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    fork = multiprocessing.get_context("fork")
+    reader, writer = os.pipe()  # which no death leaves locked, as a queue may be
+    everybody = [
+        fork.Process(
+            target=_add_and_stay, args=(tmp_path, counter, writer), daemon=True
+        )
+        for _ in range(6)
+    ]
+    for process in everybody:
+        process.start()
+    for _ in everybody:
+        assert select.select([reader], [], [], 60)[0]
+        os.kill(int(os.read(reader, 16)), signal.SIGKILL)
+    for process in everybody:
+        process.join(60)
+    os.close(reader)
+    os.close(writer)
+    assert counter.read_text() == "6"
+
+
+def _add_and_stay(folder: Path, counter: Path, taken: int) -> None:
+    with hold(folder / "lock", Presence(Timing(poll=0.01))) as held:
+        held.check()
+        counter.write_text(str(int(counter.read_text()) + 1))
+        os.write(taken, f"{os.getpid():16d}".encode())
+        signal.pause()

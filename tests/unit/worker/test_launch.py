@@ -11,7 +11,7 @@ import pytest
 from globus_compute_apptainer.build.apptainer import Apptainer
 from globus_compute_apptainer.errors import TaskError
 from globus_compute_apptainer.worker import launch as launching
-from globus_compute_apptainer.worker.container import NO_SHELL, Container
+from globus_compute_apptainer.worker.container import NO_SHELL
 from globus_compute_apptainer.worker.launch import (
     Launch,
     launch,
@@ -39,7 +39,8 @@ def inside(made: Launch, image: str) -> list[str]:
 
 def test_an_image_of_one_piece_starts_the_agent_itself(ready, tmp_path):
     command = inside(launch(ready, str(tmp_path)), ready.image)
-    assert command[:3] == ["/usr/bin/python3", "-s", "/.gca/agent.py"]
+    assert command[:3] == ["/usr/bin/python3", "-s", "-c"]
+    assert command[4] == "/.gca/ours"
 
 
 def test_layers_are_looked_for_before_anything_starts(ready, tmp_path):
@@ -55,11 +56,11 @@ def test_layers_are_looked_for_before_anything_starts(ready, tmp_path):
     assert subprocess.run([*command[:at], "true"]).returncode == 0
 
 
-def test_a_missing_layer_is_a_typed_error(ready, tmp_path):
+def test_a_missing_layer_is_a_typed_error(ready, start, tmp_path):
     layered = dataclasses.replace(ready, markers=(str(tmp_path / "missing"),))
     command = inside(launch(layered, str(tmp_path)), ready.image)
     with pytest.raises(TaskError) as caught:
-        Container(Launch(tuple(command), {"PATH": "/usr/bin:/bin"}, "/"), 60)
+        start(Launch(tuple(command), {"PATH": "/usr/bin:/bin"}, "/"))
     assert caught.value.code == "overlay-unavailable"
     assert "build.strategy: flat" in caught.value.hint
 
@@ -92,11 +93,11 @@ def test_containers_with_and_without_bytecode_are_not_the_same(ready):
     assert dataclasses.replace(ready, bytecode="/x").run_key != ready.run_key
 
 
-def test_an_image_without_a_shell_is_a_typed_error() -> None:
+def test_an_image_without_a_shell_is_a_typed_error(start) -> None:
     """Its layers cannot be looked for."""
     said = f"echo 'FATAL:   {NO_SHELL}' >&2; exit 255"
     with pytest.raises(TaskError) as caught:
-        Container(Launch(("/bin/sh", "-c", said), {"PATH": "/usr/bin:/bin"}, "/"), 60)
+        start(Launch(("/bin/sh", "-c", said), {"PATH": "/usr/bin:/bin"}, "/"))
     assert caught.value.code == "no-shell"
     assert "build.strategy: flat" in caught.value.hint
 

@@ -100,7 +100,7 @@ class Bases:
         seen = self._inventory(job, place)
         return Base(place / SIF_FILE, found.digest, reference, seen, lock)
 
-    def _lock(self, job: Job, key: str) -> AbstractContextManager[None]:
+    def _lock(self, job: Job, key: str) -> AbstractContextManager[object]:
         left = max(1.0, job.left())
         return self._shelf.lock(key, cancel=job.cancel, timeout=left)
 

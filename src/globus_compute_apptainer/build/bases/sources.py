@@ -37,9 +37,9 @@ class Asked:
     tags: Tags
     now: Callable[[], float]
     has: Callable[[str], bool]
-    lock: Callable[[str], AbstractContextManager[None]]
+    lock: Callable[[str], AbstractContextManager[object]]
 
-    def alone(self, what: str) -> AbstractContextManager[None]:
+    def alone(self, what: str) -> AbstractContextManager[object]:
         """The right to find out what a reference means, where that makes something."""
         return self.lock(f"sha256:{hashlib.sha256(what.encode()).hexdigest()}")
 

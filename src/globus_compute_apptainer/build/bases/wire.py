@@ -36,6 +36,9 @@ ATTEMPTS: Final = 3
 PAUSE_SECONDS: Final = 0.5
 """Before a second attempt; then twice that."""
 
+MOMENT_SECONDS: Final = 0.1
+"""By which a wait ends after a build's time is up, so that this is why it failed."""
+
 MAX_BODY_BYTES: Final = 4 * 1024**2
 """Of a manifest or a token; registries take no larger ones."""
 
@@ -107,6 +110,22 @@ class Wire:
                 raise self._refused(answer.status_code, what)
             yield answer
 
+    def fetch(self, repository: str, what: str) -> tuple[bytes, Mapping[str, str]]:
+        """A small answer and its headers; asked for again where it breaks off.
+
+        :raises BuildError: as of :meth:`ask`
+        """
+        for attempt in range(ATTEMPTS):
+            with self.ask("GET", repository, what) as answer:
+                try:
+                    return self._body(answer), answer.headers
+                except requests.RequestException as error:
+                    self.job.check()
+                    if attempt + 1 == ATTEMPTS:
+                        raise self.unreachable(error) from error
+            self.pause(attempt)
+        raise AssertionError
+
     def _answer(self, method: str, url: str, repository: str) -> requests.Response:
         """Follow redirects; the authorization stays with this registry."""
         for _ in range(MAX_REDIRECTS):
@@ -142,10 +161,11 @@ class Wire:
                     data=form,
                     allow_redirects=False,
                     stream=True,
-                    timeout=self._timeout,
+                    timeout=self._patience(),
                     proxies=self._proxies.for_url(url),
                 )
             except (requests.RequestException, UnicodeError) as error:
+                self.job.check()
                 if last or isinstance(error, requests.exceptions.SSLError):
                     raise self.unreachable(error) from error
             else:
@@ -154,6 +174,12 @@ class Wire:
                 answer.close()
             self.pause(attempt)
         raise AssertionError
+
+    def _patience(self) -> tuple[float, float]:
+        """A server that says nothing holds no build longer than that may take."""
+        left = self.job.left() + MOMENT_SECONDS
+        connect, read = self._timeout
+        return min(connect, left), min(read, left)
 
     def pause(self, attempt: int) -> None:
         self.job.cancel.wait(PAUSE_SECONDS * 2**attempt)
@@ -192,8 +218,11 @@ class Wire:
             if not answer.ok:
                 raise self._refused(answer.status_code, "")
             try:
-                given = json.loads(self.body(answer))
+                given = json.loads(self._body(answer))
                 token = given.get("token") or given.get("access_token")
+            except requests.RequestException as error:
+                self.job.check()
+                raise self.unreachable(error) from error
             except (ValueError, AttributeError):
                 token = None
         if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
@@ -205,16 +234,13 @@ class Wire:
         pair = f"{known.user}:{known.password}".encode()
         return f"Basic {base64.b64encode(pair).decode()}"
 
-    def body(self, answer: requests.Response) -> bytes:
+    def _body(self, answer: requests.Response) -> bytes:
         body = b""
-        try:
-            for piece in answer.iter_content(CHUNK_BYTES):
-                self.job.check()
-                body += piece
-                if len(body) > MAX_BODY_BYTES:
-                    raise self.odd("its answer is too long")
-        except requests.RequestException as error:
-            raise self.unreachable(error) from error
+        for piece in answer.iter_content(CHUNK_BYTES):
+            self.job.check()
+            body += piece
+            if len(body) > MAX_BODY_BYTES:
+                raise self.odd("its answer is too long")
         return body
 
     def check_digest(self, wanted: str, found: str) -> None:
