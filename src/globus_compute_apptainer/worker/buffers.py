@@ -25,16 +25,15 @@ _PACKED: Final = ("12\n", "13\n")  # every one with its length before it
 
 def split(packed: str) -> list[str] | None:
     """What :func:`joined` was given; None if it was not."""
-    parts = []
-    while packed:
-        length, newline, rest = packed.partition("\n")
-        if not (newline and length.isascii() and length.isdigit()):
+    parts, at = [], 0
+    while at < len(packed):  # without a copy of the rest: some are megabytes
+        newline = packed.find("\n", at)
+        length = packed[at : max(newline, at)]
+        if not (length.isascii() and length.isdigit()):
             return None
-        if len(rest) < int(length):
-            return None
-        parts.append(rest[: int(length)])
-        packed = rest[int(length) :]
-    return parts
+        at = newline + 1 + int(length)
+        parts.append(packed[newline + 1 : at])
+    return parts if at == len(packed) else None
 
 
 def joined(parts: list[str]) -> str:

@@ -38,6 +38,8 @@ LOOK_SECONDS: Final = 0.25
 # What Apptainer says where it does not leave layers out without a word.
 OVERLAY_REFUSED: Final = "overlay images requires 'enable overlay'"
 
+NO_SHELL: Final = "stat /bin/sh: no such file or directory"  # Apptainer's words, too
+
 # What Apptainer says when it cannot start an image, and what to do about it.
 _KNOWN_CAUSES: Final = (
     (
@@ -265,6 +267,15 @@ def not_started(
             hint="its admin can allow overlays (`enable overlay` in apptainer.conf, "
             "or fuse-overlayfs), or set `build.strategy: flat` for the endpoint",
             code="overlay-unavailable",
+            ended=ended,
+            tail=tail,
+        )
+    if NO_SHELL in text:
+        return TaskError(
+            "the image has no `/bin/sh`, which its containers are started through",
+            hint="choose a `base_image` that has a shell; an image with Python that is"
+            " of one piece (`build.strategy: flat`) needs none",
+            code="no-shell",
             ended=ended,
             tail=tail,
         )

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 LOOK_SECONDS: Final = 0.25
 TAIL_BYTES: Final = 4096
 TAIL_LINES: Final = 20
-NO_SHELL: Final = "stat /bin/sh: no such file or directory"
 
 PROLOGUE: Final = """
 cd "$1" 2>/dev/null || { echo no-folder >&0; exit 78; }
@@ -171,12 +170,6 @@ def _ended(
         raise no_folder("it is not there")
     if state is None:
         raise TaskError("the command's guard ended while it ran", tail=tail)
-    if NO_SHELL in "\n".join(tail):
-        raise TaskError(
-            "the image has neither Python nor a shell: nothing can be run in it",
-            hint="choose a `base_image` with `/bin/sh`, or with Python 3.9 or newer",
-            code="no-shell",
-        )
     message = "the container did not start"
     if state == "late":
         raise not_started(f"{message} within {start_timeout:g} s", tail=tail)

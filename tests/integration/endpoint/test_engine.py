@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from globus_compute_sdk import ShellFunction
 
 
 def double(x: int) -> int:
@@ -63,6 +64,20 @@ def test_a_task_runs_inside_its_image_with_nothing_of_globus_in_it(
 
 
 @pytest.mark.apptainer
+def test_an_image_without_python_runs_a_shell_function(
+    engine, submit, value, unpack_result, registry
+) -> None:
+    bare = {"base_image": f"{registry}/nopython:latest", "env": {"OWN": "x"}}
+    command = ShellFunction("echo $OWN $GC_TASK_UUID; type python3 >&2")
+    future = submit(engine, bare, command)
+    result = value(future)
+    assert result.stdout == f"x {future.gc_task_id}\n"
+    assert (result.returncode, result.cmd) == (1, command.cmd)
+    refused = unpack_result(submit(engine, bare, double, 1).result(300))
+    assert refused.error_details.code == "no-python"
+
+
+@pytest.mark.apptainer
 def test_details_come_from_inside_and_name_the_container(
     engine, submit, unpack_result, spec
 ) -> None:
@@ -112,19 +127,30 @@ def test_good_bad_and_plain_tasks_side_by_side(
 
 
 @pytest.mark.apptainer
-def test_monitoring_places_container_tasks_too(engine, submit, value, spec) -> None:
-    future = submit(engine, spec, slow_double, 3)
-    assert value(future) == 6
+def test_monitoring_places_container_tasks_too(
+    engine, submit, value, spec, tmp_path: Path
+) -> None:
+    placed = Path(engine.working_dir) / f"placed-{tmp_path.name}"
+    future = submit(engine, spec, wait_for, str(placed))
+    deadline = time.monotonic() + 240
+    # Told of all tasks on a manager, whenever it gets or ends one.
+    while future.block_id is None and not future.done():
+        assert time.monotonic() < deadline
+        assert value(submit(engine, None, double, 1)) == 2
+    placed.touch()
+    assert value(future)
     assert future.block_id is not None
     assert future.job_id is not None
 
 
-def slow_double(x: int) -> int:
-    # Long enough for the 0.2 s monitoring period to see the task on its worker.
+def wait_for(path: str) -> bool:
+    import os
     import time
 
-    time.sleep(2)
-    return x * 2
+    deadline = time.monotonic() + 300
+    while not os.path.exists(path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return os.path.exists(path)
 
 
 def test_hand_overs_from_many_threads_reach_a_real_executor(

@@ -66,6 +66,21 @@ def test_bind_and_option_arrive(inside, tmp_path):
     assert given.value(look)[0]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gpu": "nvidia"},
+        {"gpu": "rocm"},
+        {"options": ("--writable-tmpfs",)},
+        {"env": (("PATH", "/nowhere"), ("SHELL", "/none"), ("LANG", "xx_YY"))},
+        {"binds": ("/dev/null:/bin/bash",)},
+    ],
+    ids=["nv without a device", "rocm without a device", "tmpfs", "PATH", "no bash"],
+)
+def test_odd_surroundings_do_not_keep_it_from_starting(inside, changes):
+    assert inside.with_order(**changes).value(version) == (3, 11)
+
+
 @pytest.fixture
 def newer(inside, pull):
     sif = pull("python:3.13-slim")

@@ -11,6 +11,7 @@ import pytest
 
 from globus_compute_apptainer.errors import TaskError
 from globus_compute_apptainer.worker import shellcommand
+from globus_compute_apptainer.worker.container import NO_SHELL
 from globus_compute_apptainer.worker.launch import LAYER_MISSING, Launch
 from globus_compute_apptainer.worker.shellcommand import PROLOGUE, Ended
 
@@ -101,7 +102,7 @@ def test_a_folder_that_is_not_there(shell: Shell, tmp_path: Path) -> None:
     [
         ("echo 'image format not recognized' >&2; exit 255", None, "damaged"),
         (f"echo '{LAYER_MISSING}/x' >&2; exit 78", "overlay-unavailable", "flat"),
-        (f"echo 'FATAL: {shellcommand.NO_SHELL}' >&2; exit 255", "no-shell", "/bin/sh"),
+        (f"echo 'FATAL: {NO_SHELL}' >&2; exit 255", "no-shell", "/bin/sh"),
         ("kill -KILL $$", None, "signal SIGKILL"),
         (f"echo nonsense >&0; {NAP}5", None, "did not start"),
     ],
