@@ -1,4 +1,4 @@
-"""No room in the image cache, or in the endpoint's directory: real full file systems."""
+"""No room in the image cache or in the endpoint's directory: real full file systems."""
 
 from __future__ import annotations
 
