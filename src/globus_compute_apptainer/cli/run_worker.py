@@ -26,7 +26,7 @@ from globus_compute_apptainer.cli.progress import Progress
 from globus_compute_apptainer.config import ContainersConfig
 from globus_compute_apptainer.errors import SpecError
 from globus_compute_apptainer.spec.model import RunSpec
-from globus_compute_apptainer.store.cache import StoredImage
+from globus_compute_apptainer.store.cache import Store, StoredImage
 from globus_compute_apptainer.worker.environment import worker_environment
 from globus_compute_apptainer.worker.launch import Launch, launch_program
 from globus_compute_apptainer.worker.order import ContainerOrder
@@ -39,7 +39,13 @@ def run(options: argparse.Namespace) -> int:
     """The verb; returns only by an exception."""
     config = inputs.settings(options.config, options.cache_dir).config
     with Progress(verbose=options.verbose, quiet=options.json) as progress:
-        order = _order(options, config, progress)
+        image, wanted = _image(options, config, progress)
+    _check_worker(options.command, image.manifest.packages)
+    # Held by this process's number, which stays the same in what it becomes.
+    store = Store(config.cache_dir)
+    if store.use(image) is None:
+        raise stored.missing(f"the image {image.path} has just been removed")
+    order = _order(image, wanted, config)
     folder = str(Path.cwd())
     binds = [*options.bind, *([bind(folder)] if folder != "/" else [])]
     env = worker_environment(os.environ, [name for name, _ in order.env])
@@ -58,22 +64,18 @@ def become(launch: Launch) -> NoReturn:
     os.execve(launch.argv[0], launch.argv, dict(launch.env))  # noqa: S606
 
 
-def _order(
+def _image(
     options: argparse.Namespace, config: ContainersConfig, progress: Progress
-) -> ContainerOrder:
-    """The image, and how to run it: for a stored one, nothing is known of that."""
+) -> tuple[StoredImage, RunSpec]:
+    """The image, and how to run it: of a stored one, nothing is known of that."""
     named = options.spec if options.spec is not None else options.image
     if options.spec is None and named not in config.images:
-        image, wanted_run = stored.find(named, config), RunSpec()
-    else:
-        wanted = inputs.wanted(inputs.spec(named, config), config)
-        image = obtain(wanted, config, progress).image
-        wanted_run = wanted.run
-    _check_worker(options.command, image.manifest.packages)
-    return _ordered(image, wanted_run, config)
+        return stored.find(named, config), RunSpec()
+    wanted = inputs.wanted(inputs.spec(named, config), config)
+    return obtain(wanted, config, progress).image, wanted.run
 
 
-def _ordered(
+def _order(
     image: StoredImage, wanted: RunSpec, config: ContainersConfig
 ) -> ContainerOrder:
     manifest = image.manifest

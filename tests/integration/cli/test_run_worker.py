@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from globus_compute_apptainer.store.cache import Store
+
 if TYPE_CHECKING:
     from tests.integration.cli.conftest import Site
 
@@ -69,6 +71,20 @@ def test_a_signal_reaches_the_command(
     while left_running():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_the_image_is_in_use_as_long_as_the_command_runs(site: Site, bare: str) -> None:
+    script = "echo ready; read -r line"
+    argv = site.argv("run-worker", "--spec", bare, "--", "/bin/sh", "-c", script)
+    process = subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    leases = Store(site.cache).leases
+    assert any(name.startswith("images-") for name in leases.in_use())
+    process.communicate("go\n", timeout=DEADLINE_SECONDS)
+    assert not any(name.startswith("images-") for name in leases.in_use())
 
 
 def test_what_cannot_run_is_said_before_and_told_by_the_exit_code(

@@ -45,6 +45,7 @@ def became(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
         found["wanted"] = wanted
         return SimpleNamespace(image=stored)
 
+    monkeypatch.setattr(run_worker.Store, "use", lambda *_: found.get("lease", 1))
     monkeypatch.setattr(run_worker, "become", become)
     monkeypatch.setattr(run_worker, "obtain", obtain)
     monkeypatch.setattr(
@@ -95,6 +96,13 @@ def test_an_image_without_a_worker_is_refused_for_a_worker_pool(
     became["packages"] = ("globus-compute-endpoint==4.19.0",)
     main.main(argv)
     assert list(became["launch"].argv[-4:]) == WORKER_POOL
+
+
+def test_an_image_that_goes_meanwhile(became, config: str, capsys) -> None:
+    became["lease"] = None
+    argv = ["run-worker", "--config", config, "--image", "ml", "--", "true"]
+    assert main.main(argv) == 1
+    assert "[image-not-built]" in capsys.readouterr().err
 
 
 def test_an_image_that_is_not_there(became, config: str, capsys) -> None:
