@@ -17,8 +17,7 @@ from globus_compute_apptainer.errors import ConfigError
 T = TypeVar("T")
 
 _LATER = frozenset(
-    "max_cache_size shared_caches registry prestart build.on"
-    " run.idle_timeout run.stage_to run.isolation policy.pip_indexes".split()
+    "max_cache_size shared_caches registry prestart build.on policy.pip_indexes".split()
 )
 
 

@@ -67,13 +67,12 @@ def launch(order: ContainerOrder, run_dir: str) -> Launch:
     python = _python(order)
     _check_image(order)
     apptainer = _apptainer(order.apptainer)
-    sdk_version = importlib.metadata.version("globus-compute-sdk")
     argv = apptainer.exec_argv(
         order.image,
         [
             *_checked(order),
             *(python, "-s", "-c", start.BOOT, f"{INSIDE}/ours"),
-            *(f"{INSIDE}/library", sdk_version, json.dumps(order.preload)),
+            *(f"{INSIDE}/library", sdk_version(), json.dumps(order.preload)),
         ],
         binds=[*_own_binds(), bind(run_dir), *order.binds],
         gpu=order.gpu,
@@ -136,6 +135,12 @@ def _check_image(order: ContainerOrder) -> None:
         "not be shared with its compute nodes",
         code="image-missing",
     )
+
+
+@functools.cache
+def sdk_version() -> str:
+    """Of the serializers that are bound into containers."""
+    return importlib.metadata.version("globus-compute-sdk")
 
 
 @functools.cache
