@@ -290,7 +290,13 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
             binds=wanted.run.binds,
             env=wanted.run.env,
             options=run.options,
+            preload=tuple(dict.fromkeys((*run.preload, *wanted.run.preload))),
+            isolation=run.isolation,
             warm_per_worker=run.warm_per_worker,
+            warm_per_node=run.warm_per_node,
+            idle_timeout=run.idle_timeout,
+            stage_to=run.stage_to,
+            stage_size=run.stage_size,
             start_timeout=run.start_timeout,
             apptainer=self._config.apptainer,
         )
