@@ -150,7 +150,7 @@ def test_tasks_that_wait_survive_and_an_idle_endpoint_waits_for_them(
         waiting.released.set()
         values = [future.result(LONG) for future in futures]
         assert values == [42 + number for number in range(50)]
-        assert list((directory / "waiting_tasks").iterdir()) == []
+        waiting.until(lambda: not list((directory / "waiting_tasks").iterdir()))
         assert waiting.said("50 tasks waited when this endpoint ended; resubmitted")
         assert waiting.said("of this endpoint is dead and left .*daemon.pid")
         waiting.until(lambda: waiting.left() == {})  # now it is idle
