@@ -31,6 +31,7 @@ class FakeBuilder:
         self.gate = threading.Event()
         self.gate.set()
         self.begun = threading.Event()
+        self.cancel = threading.Event()
 
     def build(
         self,
@@ -44,6 +45,7 @@ class FakeBuilder:
         image = order.image
         self.orders.append(order)
         self.builds.append(image.digest)
+        self.cancel = cancel
         self.begun.set()
         while not self.gate.wait(0.01):
             if cancel.is_set():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,48 @@ def test_only_what_is_proven_dead_is_found(
     assert list(owners.of_the_dead(tmp_path, "gc-apptainer-build")) == (
         [path] if removed else []
     )
+
+
+def test_an_owner_is_written_and_read() -> None:
+    owner = owners.Owner.current()
+    assert owners.Owner.parse(str(owner)) == owner
+    assert owners.Owner.of_name(owners.owned_name("a-b", owner)) == owner
+    for text in ("", "x", f"{owner} ", f"x-{owner}", str(owner)[:-1] + "x"):
+        assert owners.Owner.parse(text) is None
+    assert owners.Owner.of_name(str(owner)) is None
+
+
+def test_a_process_that_nobody_waited_for_yet_is_dead() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    owner = replace(
+        owners.Owner.current(), pid=child.pid, start=owners.start_time(child.pid)
+    )
+    assert not owner.is_dead()
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it stays a zombie
+    assert owner.is_dead()
+    child.communicate()
+    assert owner.is_dead()
+
+
+def test_processes_that_proc_hides_are_asked_for(monkeypatch) -> None:
+    """As with `hidepid`: those of other users cannot be seen, but they are there."""
+    monkeypatch.setattr(owners, "_stat", lambda pid: [])
+    theirs = replace(owners.Owner.current(), pid=1, start=17)
+    refused = PermissionError(1, "not yours")
+
+    def kill(pid: int, number: int) -> None:
+        assert (pid, number) == (1, 0)
+        raise refused
+
+    monkeypatch.setattr(os, "kill", kill)
+    assert not theirs.is_dead()
+    refused = ProcessLookupError(3, "no such process")
+    assert theirs.is_dead()
+
+
+def test_who_asks_is_alive() -> None:
+    made_up = replace(owners.Owner.current(), host="0123456789", pid=1, start=1)
+    assert not made_up.is_dead(made_up)
+    assert made_up.is_near(made_up)
+    assert not made_up.is_near(owners.Owner.current())

@@ -14,6 +14,8 @@ import shutil
 import ssl
 import sys
 import tempfile
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -22,11 +24,13 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import filelock
-
 from globus_compute_apptainer.build.apptainer import Apptainer, run
 from globus_compute_apptainer.build.scratch import choose_scratch
 from globus_compute_apptainer.config import BuildConfig
+from globus_compute_apptainer.errors import StoreError
+from globus_compute_apptainer.store import locks
+from globus_compute_apptainer.store.cache import VERSION
+from globus_compute_apptainer.store.presence import file_system_time
 
 FETCH_TIMEOUT_SECONDS = 5.0
 _MORE_FOLDERS = "/usr/local/sbin:/usr/sbin:/sbin"
@@ -143,18 +147,33 @@ class Host:
         return ""
 
     def lock_error(self, folder: Path) -> str:
-        """Why file locks do not work in a folder; empty if they exclude."""
+        """Why locks do not work in a folder; empty if they exclude."""
         try:
             with tempfile.TemporaryDirectory(prefix=".doctor-", dir=folder) as private:
-                path = str(Path(private, "lock"))
-                with filelock.FileLock(path):
+                path = Path(private, "lock")
+                with locks.hold(path, cancel=threading.Event(), timeout=0):
                     return "" if self._other_is_excluded(path) else _NOT_EXCLUDED
-        except (OSError, NotImplementedError) as error:
+        except OSError as error:
             return str(error)
+        except StoreError as error:
+            return error.message
 
-    def _other_is_excluded(self, path: str) -> bool:
+    def _other_is_excluded(self, path: Path) -> bool:
         """Another process must not get the lock that this one holds."""
-        return self.run([sys.executable, "-c", _TAKE_LOCK, path]).status == _HELD
+        argv = [sys.executable, "-c", _TAKE_LOCK, str(path)]
+        return self.run(argv).status == _HELD
+
+    def clock_difference(self, folder: Path) -> float | None:
+        """Seconds by which a file system's clock is ahead of this machine's; None
+        where nothing can be written."""
+        try:
+            return file_system_time(folder) - time.time()
+        except OSError:
+            return None
+
+    def is_cache(self, path: Path) -> bool:
+        """Whether there is an image cache of this version."""
+        return os.path.isdir(path / VERSION / "index")  # noqa: PTH112 - never raises
 
     def free(self, path: Path) -> int:
         """Bytes that the user may still write there."""
@@ -196,11 +215,16 @@ class Host:
 _HELD = 75
 _NOT_EXCLUDED = "two processes got the same lock"
 _TAKE_LOCK = f"""\
-import sys, filelock
+import sys, threading
+from pathlib import Path
+from globus_compute_apptainer.errors import StoreError
+from globus_compute_apptainer.store import locks
+from globus_compute_apptainer.store.cache import VERSION
 try:
-    filelock.FileLock(sys.argv[1]).acquire(timeout=0)
-except filelock.Timeout:
-    sys.exit({_HELD})
+    with locks.hold(Path(sys.argv[1]), cancel=threading.Event(), timeout=0):
+        pass
+except StoreError as error:
+    sys.exit({_HELD} if error.code == "lock-timeout" else 1)
 """
 
 

@@ -135,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_verb(verbs, "images", "list the images in the cache")
     show = _add_verb(verbs, "show", "say what is known of one image in the cache")
     show.add_argument("image", metavar="IMAGE", help=_IMAGE_HELP)
+    _add_upkeep(verbs)
     export = _add_verb(
         verbs, "export", "write an image with definition file, lock and SBOM"
     )
@@ -176,6 +177,21 @@ def _add_run_options(worker: argparse.ArgumentParser) -> None:
         default=[],
         help="a directory to show inside, too; may be repeated",
     )
+
+
+def _add_upkeep(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    prune = _add_verb(verbs, "prune", "remove from the cache what is not used")
+    prune.add_argument(
+        "--dry-run", action="store_true", help="only say what would be removed"
+    )
+    prune.add_argument(
+        "--to",
+        metavar="SIZE",
+        help="how much may stay, such as 100GB (config: max_cache_size, else nothing)",
+    )
+    verify = _add_verb(verbs, "verify", "read images whole, and look for damage")
+    verify.add_argument("image", metavar="IMAGE", nargs="?", help=_IMAGE_HELP)
+    verify.add_argument("--all", action="store_true", help="all images in the cache")
 
 
 def _add_build_options(build: argparse.ArgumentParser) -> None:

@@ -22,9 +22,12 @@ from globus_compute_apptainer.config.values import (
     environment,
     flag,
     hosts,
+    isolation,
     journal,
     mirror,
     mirrors,
+    modules,
+    node_folder,
     options,
     seconds,
     size,
@@ -86,12 +89,26 @@ class BuildConfig:
 class RunConfig:
     """How containers run on the workers.
 
-    :param warm_per_worker: containers that one worker keeps running
+    :param warm_per_worker: images for which one worker keeps a process
+    :param warm_per_node: containers that one node keeps for its workers
+    :param idle_timeout: seconds without a task after which a container ends
+    :param isolation: ``worker``: one process runs many tasks of one worker; ``task``:
+        every task has its own
+    :param preload: modules that every container imports before it runs tasks
+    :param stage_to: folder on each node that images are copied to; None: they are
+        used from the cache
+    :param stage_size: bytes that the copies on one node may take
     :param options: further options of ``apptainer exec``
     :param start_timeout: seconds that a container may take to start
     """
 
-    warm_per_worker: int = 2
+    warm_per_worker: int = 4
+    warm_per_node: int = 16
+    idle_timeout: float = 300.0
+    isolation: str = "worker"
+    preload: tuple[str, ...] = ()
+    stage_to: str | None = None
+    stage_size: int = 20_000_000_000
     options: tuple[str, ...] = ()
     start_timeout: float = 120.0
 
@@ -185,6 +202,12 @@ def _run(block: Block) -> RunConfig:
     default = RunConfig()
     return RunConfig(
         warm_per_worker=block.take("warm_per_worker", count) or default.warm_per_worker,
+        warm_per_node=block.take("warm_per_node", count) or default.warm_per_node,
+        idle_timeout=block.take("idle_timeout", seconds) or default.idle_timeout,
+        isolation=block.take("isolation", isolation) or default.isolation,
+        preload=block.take("preload", modules) or (),
+        stage_to=block.take("stage_to", node_folder),
+        stage_size=block.take("stage_size", size) or default.stage_size,
         options=block.take("options", options) or (),
         start_timeout=block.take("start_timeout", seconds) or default.start_timeout,
     )

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 
 from globus_compute_apptainer.errors import ConfigError
+from globus_compute_apptainer.spec.fields import module
 from globus_compute_apptainer.spec.matchspec import channel
 from globus_compute_apptainer.spec.refusal import Refusal
 
@@ -23,6 +24,7 @@ _OPTIONS = frozenset(
     " --network-args --uts --userns --no-home --no-privs --drop-caps --nv --nvccli"
     " --rocm --scratch --writable-tmpfs".split()
 )
+_ISOLATION = ("worker", "task")
 _STRATEGIES = ("auto", "layered", "flat")
 _JOURNALS = ("auto", "on", "off")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?")
@@ -85,6 +87,32 @@ def environment(value: object) -> tuple[tuple[str, str], ...]:
         if not _VARIABLE.fullmatch(text(name)) or "\n" in text(content):
             raise wrong("", {name: content}, "a variable's name and a text of one line")
     return tuple(sorted(value.items()))
+
+
+def isolation(value: object) -> str:
+    if value not in _ISOLATION:
+        raise wrong("", value, "one of " + ", ".join(_ISOLATION))
+    return str(value)
+
+
+def modules(value: object) -> tuple[str, ...]:
+    """Names of Python modules."""
+    return tuple(_module(name) for name in texts(value))
+
+
+def _module(name: str) -> str:
+    try:
+        return module(name)
+    except Refusal as refusal:
+        hint = refusal.hint
+        raise ConfigError(f"{name!r:.80} {refusal.reason}", hint=hint) from None
+
+
+def node_folder(value: object) -> str:
+    """A folder of compute nodes; variables in it are theirs."""
+    if not text(value).startswith(("/", "$")):
+        raise wrong("", value, "an absolute path, or $NAME of a variable of the nodes")
+    return text(value)
 
 
 def strategy(value: object) -> str:

@@ -25,6 +25,7 @@ from globus_compute_apptainer.endpoint import control, interchange, pidfile, ups
 from globus_compute_apptainer.endpoint.progress import Progress
 from globus_compute_apptainer.endpoint.requests import Requests, Wanted, split
 from globus_compute_apptainer.endpoint.waiting import WaitingTasks, open_waiting
+from globus_compute_apptainer.endpoint.watch import Watch
 from globus_compute_apptainer.errors import ContainerError, internal
 from globus_compute_apptainer.images import ImageService, Ready, open_service
 from globus_compute_apptainer.worker import runner
@@ -125,8 +126,10 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         if tasks.joined(task_f):
             return
 
-        def hand_over(task_f: upstream.GCFuture, ready: Ready, wanted: Wanted) -> None:
-            upstream.submission(
+        def attempt(
+            task_f: upstream.GCFuture, ready: Ready, wanted: Wanted
+        ) -> Callable[[], Any]:
+            return upstream.attempt(
                 self,
                 task_f,
                 runner.run,
@@ -134,7 +137,7 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
                 rest,
                 result_serializers,
                 container=self._order(ready, wanted).to_wire(),
-            )()
+            )
 
         def wait() -> None:
             tasks.enter(task_f, packed_task, resource_specification, result_serializers)
@@ -143,7 +146,31 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
             if (asked := control.parse(attached)) is not None:
                 self._control(task_f, asked, result_serializers, wait)
             elif (wanted := self._requests.wanted(attached)) is not None:
-                self._when_ready(task_f, wanted, hand_over, wait)
+                self._run(task_f, wanted, attempt, wait)
+
+    def _run(
+        self,
+        task_f: upstream.GCFuture,
+        wanted: Wanted,
+        attempt: Callable[[upstream.GCFuture, Ready, Wanted], Callable[[], Any]],
+        wait: Callable[[], None],
+    ) -> None:
+        """Hand the task over once its image is ready, and watch over the image."""
+        images = self._images
+        assert images is not None, "submit() made sure that the engine was started"  # noqa: S101
+
+        def hand_over(waited: upstream.GCFuture, ready: Ready) -> None:
+            watch = Watch(
+                images,
+                waited,
+                lambda ready: attempt(waited, ready, wanted),
+                lambda then: self._when_ready(
+                    waited, wanted, lambda _, ready: then(ready)
+                ),
+            )
+            upstream.hand_over(self, waited, watch.first(ready))
+
+        self._when_ready(task_f, wanted, hand_over, wait)
 
     def _control(
         self,
@@ -170,7 +197,7 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
             self._when_ready(
                 task_f,
                 controls.wanted(asked),
-                lambda waited, ready, _wanted: answer(waited, control.built(ready)),
+                lambda waited, ready: answer(waited, control.built(ready)),
                 wait,
                 fresh=asked.force,
             )
@@ -185,27 +212,25 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         self,
         task_f: upstream.GCFuture,
         wanted: Wanted,
-        hand_over: Callable[[upstream.GCFuture, Ready, Wanted], None],
-        wait: Callable[[], None],
+        hand_over: Callable[[upstream.GCFuture, Ready], None],
+        wait: Callable[[], None] | None = None,
         *,
         fresh: bool = False,
     ) -> None:
         """Call ``hand_over`` with the image: at once if cached, else when built, after
-        a call of ``wait``."""
+        a call of ``wait``. Its future may be that of a later delivery."""
         images = self._images
         assert images is not None, "submit() made sure that the engine was started"  # noqa: S101
         ready = images.cached(wanted.image.digest, max_age=wanted.max_age)
         if ready is not None and not fresh:
-            hand_over(task_f, ready, wanted)
+            with _errors_to(task_f):
+                hand_over(task_f, ready)
             return
 
         def done(future: Future[Ready]) -> None:
-            assert self._waiting is not None, "it began to wait there"  # noqa: S101
-            with (
-                self._waiting.leaving(task_f.gc_task_id) as waited,
-                _errors_to(waited),
-            ):
-                hand_over(waited, future.result(), wanted)
+            with self._waited(task_f, journaled=wait is not None) as waited:
+                if not future.cancelled():
+                    hand_over(waited, future.result())
 
         future = images.request(
             wanted.image,
@@ -214,8 +239,21 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
             max_age=wanted.max_age,
             fresh=fresh,
         )
-        wait()
+        if wait is not None:
+            wait()
         future.add_done_callback(done)
+        task_f.add_done_callback(lambda task: task.cancelled() and future.cancel())
+
+    @contextlib.contextmanager
+    def _waited(
+        self, task_f: upstream.GCFuture, *, journaled: bool
+    ) -> Iterator[upstream.GCFuture]:
+        """The future of a task that ends to wait; errors inside are the task's."""
+        with contextlib.ExitStack() as stack:
+            if journaled and self._waiting is not None:
+                task_f = stack.enter_context(self._waiting.leaving(task_f.gc_task_id))
+            stack.enter_context(_errors_to(task_f))
+            yield task_f
 
     def _executor_accepts(self, resource_specification: dict[str, Any]) -> bool:
         """Whether Parsl will take the other keys; if not, the stock path says why,
@@ -252,7 +290,13 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
             binds=wanted.run.binds,
             env=wanted.run.env,
             options=run.options,
+            preload=tuple(dict.fromkeys((*run.preload, *wanted.run.preload))),
+            isolation=run.isolation,
             warm_per_worker=run.warm_per_worker,
+            warm_per_node=run.warm_per_node,
+            idle_timeout=run.idle_timeout,
+            stage_to=run.stage_to,
+            stage_size=run.stage_size,
             start_timeout=run.start_timeout,
             apptainer=self._config.apptainer,
         )

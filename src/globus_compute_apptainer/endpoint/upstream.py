@@ -35,11 +35,13 @@ __all__ = [
     "EPStatusReport",
     "GCFuture",
     "GlobusComputeEngine",
+    "attempt",
     "await_stopping_publishers",
+    "error_code",
     "error_result",
+    "hand_over",
     "log_with_the_endpoint",
     "outside_window",
-    "submission",
     "value_result",
 ]
 
@@ -134,7 +136,23 @@ def await_stopping_publishers(seconds: float) -> None:
             thread.join(seconds)
 
 
-def submission(
+def error_code(packed: Any, codes: tuple[str, ...]) -> str:
+    """Which of ``codes`` a packed ``Result`` names as its error; empty for none.
+
+    Results can be large, so they are unpacked only where one of them is in there.
+    """
+    if not isinstance(packed, bytes) or not any(c.encode() in packed for c in codes):
+        return ""
+    try:
+        result = messagepack.unpack(packed)
+    except Exception:  # noqa: BLE001 - whatever it is, it is passed on as it is
+        return ""
+    details = getattr(result, "error_details", None)
+    code = "" if details is None else str(details.code)
+    return code if code in codes else ""
+
+
+def attempt(
     engine: GlobusComputeEngine,
     future: GCFuture,
     function: Callable[..., bytes],
@@ -142,19 +160,19 @@ def submission(
     resource_specification: dict[str, Any],
     result_serializers: list[str] | None,
     **extra: Any,
-) -> Callable[[], None]:
-    """What ``GlobusComputeEngineBase.submit`` does, with another worker function.
+) -> Callable[[], Any]:
+    """What ``GlobusComputeEngineBase.submit`` tries, with another worker function.
 
     :param function: has the contract of upstream's ``execute_task``; the worker
         imports it by name
     :param extra: further keyword arguments of ``function``
-    :returns: a call that hands the task over, retries included
+    :returns: a call that hands the task to Parsl and returns its future
     """
     deserializers = tuple(
         f"{kind.__module__}.{kind.__name__}"
         for kind in engine.serde.allowed_deserializer_types
     )
-    attempt = functools.partial(
+    return functools.partial(
         engine._submit,
         resource_specification,
         function,
@@ -168,11 +186,15 @@ def submission(
             **extra,
         },
     )
+
+
+def hand_over(
+    engine: GlobusComputeEngine, future: GCFuture, attempt: Callable[[], Any]
+) -> None:
+    """What ``GlobusComputeEngineBase.submit`` does with such an attempt: the task is
+    handed over, retries included."""
     future.bind("executor_task_id", engine._update_executor_task_id)
     future.add_done_callback(engine._clear_task)
-    return functools.partial(
-        engine._invoke_submission,
-        future,
-        attempt,
-        retry_count=engine.max_retries_on_system_failure,
+    engine._invoke_submission(
+        future, attempt, retry_count=engine.max_retries_on_system_failure
     )

@@ -20,7 +20,7 @@ from globus_compute_apptainer.images.completion import ImageBuilder
 from globus_compute_apptainer.images.memory import Memory
 from globus_compute_apptainer.images.record import Seal, manifest_of
 from globus_compute_apptainer.images.relay import Listener, Teller
-from globus_compute_apptainer.images.request import CacheOutcome, Request
+from globus_compute_apptainer.images.request import CacheOutcome, Request, State
 from globus_compute_apptainer.images.slots import Slots
 from globus_compute_apptainer.images.tiers import Tiers
 from globus_compute_apptainer.store.cache import IMAGE, Store, StoredImage
@@ -37,7 +37,7 @@ class Maker:
     """Makes images, or takes those that others made meanwhile.
 
     :param builder: makes the builder when it is first needed
-    :param building: called when the build of a request begins
+    :param move: takes a request from one state to the next
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class Maker:
         config: BuildConfig,
         builder: Callable[[], ImageBuilder],
         sink: events.Sink,
-        building: Callable[[Request], None],
+        move: Callable[[Request, State], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._tiers, self._memory = store, tiers, memory
         self._config, self._make_builder, self._sink = config, builder, sink
-        self._building, self._clock = building, clock
+        self._move, self._clock = move, clock
         self._slots = Slots(config.concurrency)
         self._builder: ImageBuilder | None = None
 
@@ -72,6 +72,7 @@ class Maker:
             if error.code != "lock-lost":
                 raise
             log.warning("building %s once more: %s", request.digest, error)
+            self._move(request, State.RESOLVING)
             return self._locked(request)
 
     def _locked(self, request: Request) -> tuple[StoredImage, CacheOutcome]:
@@ -92,7 +93,7 @@ class Maker:
             if not request.forced:
                 self._recall(request)  # of another process, while this one waited
             with self._slot(request):
-                self._building(request)
+                self._move(request, State.BUILDING)
                 return self._remembered(request, held), "built"
 
     def _recall(self, request: Request) -> None:

@@ -3,9 +3,12 @@
 Runs in the endpoint process and in ``gc-apptainer``. States, and the moves between
 them::
 
-    REQUESTED ──► RESOLVING ──► BUILDING ──► READY
-        │             │  └───────────────────▲  │
-        └─────────────┴──────────┴──► FAILED    (another process built it)
+    REQUESTED ──► RESOLVING ◄──► BUILDING ──► READY
+        │             │  └────────────────────▲
+        └─────────────┴───────────┴──► FAILED
+
+From RESOLVING straight to READY where another process built it meanwhile; from BUILDING
+back where another process took the lock over.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ class State(enum.Enum):
 TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.REQUESTED: frozenset({State.RESOLVING, State.FAILED}),
     State.RESOLVING: frozenset({State.BUILDING, State.READY, State.FAILED}),
-    State.BUILDING: frozenset({State.READY, State.FAILED}),
+    State.BUILDING: frozenset({State.RESOLVING, State.READY, State.FAILED}),
     State.READY: frozenset(),
     State.FAILED: frozenset(),
 }

@@ -110,7 +110,7 @@ class ImageService:
         self._tiers = Tiers(store, shared)
         memory = Memory(Failures(store.top, store.platform), scope, now)
         self._maker = Maker(
-            store, self._tiers, memory, config, builder, self._tell, self._builds, clock
+            store, self._tiers, memory, config, builder, self._tell, self._move, clock
         )
         self._repair = Repair(store, self._tiers, self._closing)
         build = self._maker.builder
@@ -357,9 +357,6 @@ class ImageService:
             self._sink(event)
         except Exception:
             log.exception("an event sink failed")
-
-    def _builds(self, request: Request) -> None:
-        self._move(request, State.BUILDING)
 
     def _move(self, request: Request, state: State) -> None:
         with self._lock:

@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 
 
 class Tiers:
-    """Look-ups through all caches: the site's first, unless the own image is newer.
+    """Look-ups through all caches: the site's first, unless the own image is as young:
+    somebody asked for it.
 
     Nothing is ever written to a cache of the site, not even a lease: who looks after
     it sees to it that images stay there for as long as they are used.
@@ -37,7 +38,7 @@ class Tiers:
             found = self._look(store, spec_digest)
             if found is not None:
                 own = self._own.lookup(spec_digest)
-                newer = own and own.manifest.created > found.manifest.created
+                newer = own and own.manifest.created >= found.manifest.created
                 return own if newer else found
         return self._own.lookup(spec_digest)
 

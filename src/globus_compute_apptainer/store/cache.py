@@ -40,7 +40,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import math
 import os
 import secrets
@@ -53,7 +52,7 @@ from typing import TYPE_CHECKING, Final
 
 from globus_compute_apptainer.errors import StoreError
 from globus_compute_apptainer.owners import Owner, of_the_dead, owned_name
-from globus_compute_apptainer.store import files, integrity, locks
+from globus_compute_apptainer.store import files, integrity, locks, placing
 from globus_compute_apptainer.store.index import (
     BYTECODE,
     IMAGE,
@@ -92,7 +91,7 @@ Signature: 8a477f597d28d172789f06886806bc55
 # This directory is a cache of container images, made by globus-compute-apptainer.
 # See https://bford.info/cachedir/
 """
-_ATTEMPTS: Final = 5
+ENTRY: Final = "entry"
 _MANY: Final = 10_000
 
 
@@ -143,7 +142,7 @@ class Store:
             probe.touch()
             probe.unlink()
             for path in (*of_the_dead(self._tmp), *old_litter(self._tmp)):
-                delete(path)
+                self._clear(path)
             self.leases.in_use()  # removes those of the dead
             room = os.statvfs(self._tmp)
         if room.f_bavail * room.f_frsize < MIN_FREE_BYTES:
@@ -254,12 +253,24 @@ class Store:
         manifest = dataclasses.replace(
             manifest, image_digest=f"sha256:{image.sha256}", size=image.size
         )
+        # Whoever makes room may be quick; when it is let go, a lease stays a while.
+        self.leases.hold(lease_name(IMAGES, image.sha256)).let_go()
         files.write_durably(work / MANIFEST, manifest.to_json())
         files.sync_folder(work)
-        path = self._put(work, image.sha256, image.size)
-        files.replace_durably(entry, manifest.to_json(), self._tmp)
+        # First, so that an image whose process dies right after is not left for nobody.
+        entering = self._tmp / owned_name(ENTRY)
+        try:
+            files.write_durably(entering, manifest.to_json())
+            place = self._images / image.sha256[:2] / image.sha256
+            placing.put(work, place, image.size, self._tmp)
+            path = place / IMAGE
+            entering.replace(entry)
+        except OSError:
+            entering.unlink(missing_ok=True)
+            raise
+        files.sync_folder(entry.parent)
         if previous is not None and previous.path != path and not _has_size(previous):
-            self._discard(previous.path.parent)
+            placing.discard(previous.path.parent, self._tmp)
         return StoredImage(path, manifest, state_of(path))
 
     def attach(self, image: StoredImage, bytecode: Path) -> None:
@@ -309,7 +320,7 @@ class Store:
             timeout=timeout,
             presence=self._presence,
             watch=watch,
-            clear=self._clear,
+            clear=self._clear_all,
         )
 
     def slot(
@@ -319,9 +330,26 @@ class Store:
         places = [self._locks / f"slot-{number}" for number in range(count)]
         return locks.hold_any(places, cancel=cancel, presence=self._presence)
 
-    def _clear(self, dead: Owner) -> None:
+    def _clear_all(self, dead: Owner) -> None:
         for path in leavings_of(self._tmp, dead):
-            delete(path)
+            self._clear(path)
+
+    def _clear(self, left: Path) -> None:
+        """Remove what a dead process left in ``tmp``; or finish it, where its image is
+        in its place and only the entry is missing."""
+        if left.name.startswith(f"{ENTRY}-"):
+            with contextlib.suppress(OSError, StoreError):
+                self._enter(left)
+        delete(left)
+
+    def _enter(self, left: Path) -> None:
+        told = read_manifest(left)
+        if told is None or self.lookup(told.spec_digest) is not None:
+            return
+        name = hexadecimal(told.image_digest)
+        image = StoredImage(self._images / name[:2] / name / IMAGE, told)
+        if _has_size(image):
+            left.replace(self._index.entry(told.spec_digest))
 
     def images(self) -> Iterator[StoredImage]:
         """Every image that is whole, by spec digest, each as of when it is reached."""
@@ -335,24 +363,6 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         return folder / f"{stamp}-{secrets.token_hex(4)}.log"
-
-    def _put(self, work: Path, digest: str, size: int) -> Path:
-        """Rename ``work`` to the image's place, unless a whole one is there."""
-        final = self._images / digest[:2] / digest
-        final.parent.mkdir(parents=True, exist_ok=True)
-        for _ in range(_ATTEMPTS):
-            if _renamed(work, final) or _is_whole(final / IMAGE, size):
-                return final / IMAGE
-            self._discard(final)
-        raise OSError(errno.EBUSY, "an image's place cannot be taken", str(final))
-
-    def _discard(self, folder: Path) -> None:
-        """Take a directory out of sight at once, then delete it."""
-        aside = self._tmp / owned_name("removed")
-        self._tmp.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            folder.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
 
     def _touch(self, path: Path) -> None:
         """Write down that something is used, every now and then."""
@@ -370,24 +380,4 @@ def _has_size(image: StoredImage) -> bool:
     try:
         return image.path.stat().st_size == image.manifest.size
     except (FileNotFoundError, NotADirectoryError):
-        return False
-
-
-def _renamed(work: Path, final: Path) -> bool:
-    """False where ``final`` is there already."""
-    try:
-        work.rename(final)
-    except OSError:
-        if not final.exists():
-            raise
-        return False
-    files.sync_folder(final.parent)
-    return True
-
-
-def _is_whole(path: Path, size: int) -> bool:
-    """Size and content match; ``path`` lies in a directory named by its digest."""
-    try:
-        return path.stat().st_size == size and files.sha256(path) == path.parent.name
-    except OSError:
         return False

@@ -26,14 +26,15 @@ import threading
 import time
 import weakref
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from globus_compute_apptainer.owners import Owner, owned_name
+from globus_compute_apptainer.store.litter import delete
 from globus_compute_apptainer.store.presence import HERE, Presence, file_system_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Leases:
     """
 
     def __init__(self, top: Path, presence: Presence = HERE) -> None:
-        self._top, self._folder, self._presence = top, top / FOLDER, presence
+        self._folder, self._presence = top / FOLDER, presence
         self._name = f"leases of {self._folder} {id(self)}"
         self._warned = False
         self._start_anew()
@@ -105,7 +106,7 @@ class Leases:
 
         :raises OSError: they cannot be read
         """
-        here, now = self._presence.owner(), _Later(self._top)
+        here, now = self._presence.owner(), _Later(self._folder)
         found: set[str] = set()
         with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as all_:
             for entry in all_:
@@ -113,7 +114,7 @@ class Leases:
                 if owner is None:
                     continue
                 if self._is_over(owner, here, entry, now):
-                    shutil.rmtree(entry.path, ignore_errors=True)
+                    delete(Path(entry.path))
                     continue
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     found.update(os.listdir(entry.path))  # noqa: PTH208

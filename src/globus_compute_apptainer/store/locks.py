@@ -8,9 +8,10 @@ records, of which the highest counts::
     LOCK/.progress        what its holder is doing, for those who wait
 
 To hold it is to have made the next record, which the file system lets one process do
-(``O_EXCL``): that much works on every file system, where ``flock`` may be missing or
-hold for one machine only. A number is used once, so that no record of a living holder
-is ever moved or overwritten by one who thinks it dead.
+(a hard link, or ``O_EXCL`` where there are none): that much works on every file
+system, where ``flock`` may be missing or hold for one machine only. A number is used
+once, so that no record of a living holder is ever moved or overwritten by one who
+thinks it dead.
 
 Guarantees:
 
@@ -28,6 +29,7 @@ from the file system) and then comes back finds itself replaced; it notices at
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -56,6 +58,10 @@ POLL_SECONDS: Final = 0.1
 
 TELL_SECONDS: Final = 0.5
 PROGRESS: Final = ".progress"
+RECORD: Final = ".record"
+_NO_LINKS: Final = frozenset(
+    {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EINVAL}
+)
 
 News = Mapping[str, Any]
 _RECORD: Final = re.compile(r"(\d{8,})(\.free)?\Z")
@@ -275,20 +281,12 @@ class _Lock:
             "host": socket.gethostname(),
             "pid": os.getpid(),
         }
-        path = self._folder / _record(number)
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+        whole, path = self._folder / owned_name(RECORD), self._folder / _record(number)
         try:
-            descriptor = os.open(path, flags, 0o666)
-        except FileExistsError:
-            return False
-        try:
-            os.write(descriptor, json.dumps(told).encode())
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
+            whole.write_text(json.dumps(told), encoding="utf-8")
+            return _linked(whole, path)
         finally:
-            os.close(descriptor)
-        return True
+            whole.unlink(missing_ok=True)
 
     def _is_over(self, number: int) -> tuple[bool, Owner | None]:
         """Whether a record's process does not hold the lock any more; and which one
@@ -335,13 +333,44 @@ class _Lock:
         for number, free in before.items():
             with contextlib.suppress(OSError):
                 (self._folder / _record(number, free=free)).unlink()
-        if dead is None:
-            return
-        log.info("took over %s from a process that died", self._folder)
-        for path in self._folder.glob(f"{PROGRESS}*"):
-            with contextlib.suppress(OSError):
-                path.unlink()
-        clear(dead)
+        for path in self._folder.glob(".*"):
+            owner = Owner.of_name(path.name)
+            if dead is not None if owner is None else owner.is_dead():
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        if dead is not None:
+            log.info("took over %s from a process that died", self._folder)
+            clear(dead)
+
+
+def _linked(whole: Path, path: Path) -> bool:
+    """Give a file that is whole its name, unless another has that name.
+
+    Without hard links a name is made first and the content follows: a process that is
+    killed in between leaves a record that says nothing, and counts as dead late.
+    """
+    try:
+        os.link(whole, path)
+    except FileExistsError:
+        # A network file system may have lost its own answer and asked again.
+        return whole.stat().st_nlink > 1
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        return _copied(whole, path)
+    return True
+
+
+def _copied(whole: Path, path: Path) -> bool:
+    try:
+        with path.open("xb") as file:
+            file.write(whole.read_bytes())
+    except FileExistsError:
+        return False
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return True
 
 
 def _records(folder: Path) -> dict[int, bool]:

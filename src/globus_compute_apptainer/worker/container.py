@@ -76,6 +76,8 @@ class Container:
     ) -> None:
         self._manager = os.getppid()
         self._asked = 0
+        self._greeted = False  # it lives, and has what is needed of the worker
+        self._reader = frames.Reader(self._read)
         self._end: dict[str, Any] | None = None
         self._tasks, tasks = socket.socketpair()
         self._leash, leash = messages.pair()
@@ -98,8 +100,6 @@ class Container:
         self.not_preloaded: Mapping[str, str] = answer["failed"]
         if answer["noise"]:
             self._errors.add(answer["noise"].encode())
-        if self._receive() is None:
-            raise self._gone(NotSentError, "before it had a task")
 
     @property
     def alive(self) -> bool:
@@ -139,7 +139,7 @@ class Container:
             raise TaskError("the worker's manager is gone", code="worker-orphaned")
         if answer is None:
             self.close()
-            if (self._end or {}).get("unread"):
+            if not self._greeted or (self._end or {}).get("unread"):
                 raise self._gone(NotSentError, "before it had the task", before)
             raise self._gone(TaskError, "while it ran the task")
         if answer[0].get("id") != self._asked:
@@ -199,9 +199,13 @@ class Container:
     def _receive(self) -> frames.Frame | None:
         """The next frame; None if there will be none."""
         try:
-            return frames.read_frame(self._read)
+            answer = frames.read_frame(self._reader)
+            if answer is not None and answer[0].get("kind") == "hello":
+                self._greeted = True
+                answer = frames.read_frame(self._reader)
         except (EOFError, ValueError, OSError):  # it ended, or another wrote there
             return None
+        return answer
 
     def _read(self, size: int) -> bytes:
         """Some of what the child writes; nothing at the end, or when to give up."""

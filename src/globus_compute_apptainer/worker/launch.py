@@ -66,10 +66,9 @@ def launch(order: ContainerOrder, run_dir: str) -> Launch:
     """
     if order.python is None:
         raise no_python(order, "a Python function")
-    sdk_version = importlib.metadata.version("globus-compute-sdk")
     agent_argv = [
         *(order.python, "-s", "-c", start.BOOT, f"{INSIDE}/ours"),
-        *(f"{INSIDE}/library", sdk_version, json.dumps(order.preload)),
+        *(f"{INSIDE}/library", sdk_version(), json.dumps(order.preload)),
     ]
     return _launch(
         order,
@@ -199,6 +198,12 @@ def _check_image(order: ContainerOrder) -> None:
         "not be shared with its compute nodes",
         code="image-missing",
     )
+
+
+@functools.cache
+def sdk_version() -> str:
+    """Of the serializers that are bound into containers."""
+    return importlib.metadata.version("globus-compute-sdk")
 
 
 @functools.cache

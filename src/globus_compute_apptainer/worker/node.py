@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from globus_compute_apptainer.worker.launch import Launch
+    from globus_compute_apptainer.worker.order import ContainerOrder
 
 LOOK_SECONDS: Final = 0.25
 MARGIN_SECONDS: Final = 15.0  # for the keeper to say that something was late
@@ -52,6 +53,10 @@ class Bounds:
     start_timeout: float = 120.0
     idle_timeout: float = 300.0
     warm_per_node: int = 16
+
+    @classmethod
+    def of(cls, order: ContainerOrder) -> Bounds:
+        return cls(order.start_timeout, order.idle_timeout, order.warm_per_node)
 
 
 class KeeperGoneError(Exception):

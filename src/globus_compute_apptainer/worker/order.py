@@ -8,6 +8,7 @@ rather than on a pickled class.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -45,6 +46,9 @@ class ContainerOrder:
     :param preload: modules that the container imports once, for all its tasks
     :param isolation: ``worker``: a process serves many tasks of one worker; ``task``:
         every task has a process of its own
+    :param stage_to: folder of the node to copy the image to; ``$NAME`` in it is the
+        worker's variable
+    :param stage_size: bytes that such copies may take on a node
     :param warm_per_worker: how many containers a worker keeps, this one included
     :param warm_per_node: how many a node keeps, this one included
     :param idle_timeout: seconds without a task after which a container ends
@@ -71,13 +75,15 @@ class ContainerOrder:
     options: tuple[str, ...] = ()
     preload: tuple[str, ...] = ()
     isolation: str = "worker"
+    stage_to: str | None = None
+    stage_size: int = 0
     warm_per_worker: int = 4
     warm_per_node: int = 16
     idle_timeout: float = 300.0
     start_timeout: float = 120.0
     apptainer: str | None = None
 
-    @property
+    @functools.cached_property
     def run_key(self) -> str:
         """Two orders with the same key may share a warm container."""
         identity = [

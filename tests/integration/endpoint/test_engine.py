@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -204,42 +206,48 @@ def test_a_lost_worker_is_retried_in_its_container(
 ) -> None:
     """Upstream: ``test_gcengine_retries``; here a worker really dies."""
     engine = make_engine(max_retries_on_system_failure=2)
-    future = submit(engine, spec, kill_the_worker_once, "in-the-working-directory")
+    future = submit(engine, spec, wait_the_first_time, "in-the-working-directory")
+    marker = Path(engine.working_dir) / "in-the-working-directory"
+    deadline = time.monotonic() + 300
+    while not (marker.exists() and marker.read_text()):
+        assert time.monotonic() < deadline and not future.done()
+        threading.Event().wait(0.05)
+    # Only this one: a worker that waits for work holds a lock of the others'.
+    os.kill(_worker(engine, marker.read_text()), signal.SIGKILL)
     assert value(future) == "second attempt"
 
 
-def kill_the_worker_once(marker: str) -> str:
+def wait_the_first_time(marker: str) -> str:
     import os
     import signal
 
     if os.path.exists(marker):
         return "second attempt"
-    with open(marker, "w"):
-        pass
-    # The keeper is an ancestor, and names the workers' manager.
-    pid, keeper = os.getppid(), []
-    while not (keeper and "/gc-pool-" in keeper[-3]):
-        with open(f"/proc/{pid}/cmdline") as cmdline:
-            keeper = ["", "", *cmdline.read().split("\0")[:-1]]
-        with open(f"/proc/{pid}/status") as status:
-            fields = dict(line.rstrip().split(":\t", 1) for line in status)
-        pid = int(fields["PPid"])
-    manager = keeper[-2]
-    with open(f"/proc/{manager}/task/{manager}/children") as children:
-        for worker in map(int, children.read().split()):
-            os.kill(worker, signal.SIGKILL)
+    with open(marker, "w") as file:
+        file.write(os.environ["PARSL_WORKER_RANK"])
     signal.pause()
     return "unreachable"
 
 
-def test_shutting_down_leaves_no_process(make_engine, submit, value) -> None:
+def _worker(engine: Any, rank: str) -> int:
+    """An HTEX worker process, by the log that it writes."""
+    for fd in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            file = os.readlink(fd)
+            if f"{engine.run_dir}/" in file and file.endswith(f"/worker_{rank}.log"):
+                return int(fd.parts[2])
+    raise LookupError(rank)
+
+
+@pytest.mark.apptainer
+def test_shutting_down_leaves_no_process(make_engine, submit, value, spec) -> None:
     engine = make_engine()
-    value(submit(engine, None, double, 1))
+    value(submit(engine, spec, double, 1))
     mine = f"{engine.run_dir}".encode()
-    assert _processes_naming(mine)
+    assert len(_processes_naming(mine)) > 3  # containers are started in that folder
     engine.shutdown()
     make_engine.forget(engine)  # upstream's shutdown works once
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while _processes_naming(mine) and time.monotonic() < deadline:
         threading.Event().wait(0.05)
     assert _processes_naming(mine) == []

@@ -53,6 +53,8 @@ class FakeHost(Host):
             "uv": Ran(0, "uv 0.9.1"),
         }
         self.problems: dict[str, str] = {}
+        self.clock: float | None = 0.2
+        self.caches: set[Path] = set()
         self.bytes_free: Mapping[Path, int] = {}
         self.mounted = Mount("/", "ext4")
         self.replies: dict[str, Reply] = {}
@@ -87,6 +89,12 @@ class FakeHost(Host):
 
     def lock_error(self, folder: Path) -> str:
         return self.problems.get("lock", "")
+
+    def clock_difference(self, folder: Path) -> float | None:
+        return self.clock
+
+    def is_cache(self, path: Path) -> bool:
+        return path in self.caches
 
     def free(self, path: Path) -> int:
         return self.bytes_free.get(path, 100 * GB)

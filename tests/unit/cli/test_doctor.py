@@ -234,6 +234,38 @@ def test_locks_that_do_not_exclude(host, settings) -> None:
     assert findings(host, settings)["cache locks"].level == "fail"
 
 
+def test_what_locks_are_worth_is_said_where_other_machines_share_them(host, settings):
+    assert "noticed at once" in findings(host, settings)["cache locks"].found
+    host.mounted = Mount("/", "nfs4")
+    found = findings(host, settings)["cache locks"]
+    assert (found.level, "3 minutes of silence" in found.found) == ("ok", True)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "level"),
+    [(0.5, "ok"), (-3600.0, "warn"), (3600.0, "warn"), (None, "fail")],
+)
+def test_clocks_that_differ(host, settings, ahead, level) -> None:
+    host.clock = ahead
+    assert findings(host, settings)["cache clock"].level == level
+
+
+def test_shared_caches_that_are_not_there(host) -> None:
+    settings = with_block(shared_caches=["/site/images"])
+    found = findings(host, settings)["other caches"]
+    assert (found.level, "/site/images" in found.found) == ("warn", True)
+    host.caches.add(Path("/site/images"))
+    assert findings(host, settings)["other caches"].found == "1 shared caches"
+
+
+def test_caches_of_other_versions_are_named(host, tmp_path) -> None:
+    for name in ("v1", "v2", "v3", "vault"):
+        (tmp_path / name).mkdir()
+    found = findings(host, with_block(cache_dir=str(tmp_path)))["other caches"]
+    assert found.level == "warn"
+    assert found.found.endswith(f"{tmp_path}/v1, {tmp_path}/v3")
+
+
 @pytest.mark.parametrize(
     ("free", "level"), [(1e9, "fail"), (10e9, "warn"), (30e9, "ok")]
 )
@@ -389,7 +421,7 @@ def test_the_verb_prints_a_table_and_ends_with_0(monkeypatch, host, capsys) -> N
     monkeypatch.setattr(doctor, "Host", lambda _program: host)
     assert main.main(["doctor", "--cache-dir", "/cache"]) == 0
     text = capsys.readouterr().out
-    assert "20 ok, 0 to look at, 0 failed" in text
+    assert "22 ok, 0 to look at, 0 failed" in text
     assert "engine hook" in text
 
 

@@ -158,7 +158,7 @@ try:
 except SystemExit as end:
     print(end.code, *sorted(
         name for name in ("parsl", "globus_compute_sdk", "globus_compute_endpoint",
-                          "yaml", "rich", "filelock") if name in sys.modules))
+                          "yaml", "rich", "uv") if name in sys.modules))
 """
 
 

@@ -25,7 +25,7 @@ def test_a_bad_spec_is_refused_before_it_is_sent() -> None:
 def test_neither_the_endpoint_nor_parsl_is_needed() -> None:
     code = """
 import sys
-for name in ("parsl", "globus_compute_endpoint", "filelock", "uv", "yaml", "rich"):
+for name in ("parsl", "globus_compute_endpoint", "uv", "yaml", "rich"):
     sys.modules[name] = None
 from globus_compute_apptainer.client import container
 print(container(pip=["pandas"]))

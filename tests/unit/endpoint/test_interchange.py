@@ -26,6 +26,7 @@ from globus_compute_apptainer.endpoint.engine import ApptainerEngine
 
 SPEC = {"base_image": "python:3.11-slim", "pip": ["pandas"]}
 SECONDS = 60
+LOOP = "main-loop"
 
 
 class Publisher:
@@ -60,6 +61,7 @@ def make_interchange(
     monkeypatch.setattr(upstreams, "ResultPublisher", Publisher)
     monkeypatch.setattr(upstreams, "TaskQueueSubscriber", Publisher)
     monkeypatch.setattr(Publisher, "sent", [], raising=False)
+    monkeypatch.setattr(upstreams.setproctitle, "setproctitle", lambda _: None)
     made: list[Any] = []
 
     def make(engine: Any, soft: int = 2, hard: int = 4) -> Any:
@@ -85,6 +87,9 @@ def make_interchange(
     yield make
     for ic in made:
         type(ic).stop(ic)
+    for thread in threading.enumerate():
+        if thread.name == LOOP:
+            thread.join(SECONDS)
 
 
 def deliver(ic: Any, spec: object) -> None:
@@ -94,7 +99,7 @@ def deliver(ic: Any, spec: object) -> None:
 
 
 def running(ic: Any) -> threading.Thread:
-    thread = threading.Thread(target=ic._main_loop, daemon=True)
+    thread = threading.Thread(target=ic._main_loop, name=LOOP, daemon=True)
     thread.start()
     return thread
 

@@ -293,6 +293,177 @@ def test_a_request_served_late_leaves_a_younger_one_to_be_joined(
     assert len(builder.builds) == 1
 
 
+# -- failures that are remembered -----------------------------------------------
+
+
+def wrong(code: str = "package-not-found") -> BuildError:
+    return BuildError("no such package", stage="pip", code=code)
+
+
+def test_a_failure_is_remembered_and_costs_no_second_build(
+    tmp_path, service, builder
+) -> None:
+    builder.error = wrong()
+    assert service.request(image("pandsa")).exception(30) is builder.error
+    builder.error = None
+    for asked in (service, make_service(tmp_path, builder)):
+        error = asked.request(image("pandsa")).exception(30)
+        assert (error.code, error.stage) == ("package-not-found", "pip")
+        assert "this failure is remembered from" in error.hint
+    assert len(builder.builds) == 1
+    asked.close()
+
+
+def test_force_tries_again_and_success_forgets(service, builder) -> None:
+    builder.error = wrong()
+    assert service.request(image("pandsa")).exception(30)
+    builder.error = None
+    assert service.request(image("pandsa"), fresh=True).result(30).cache == "built"
+    assert service.request(image("pandsa")).result(30).cache == "shared"
+    assert not list(service._store.top.joinpath("failures").rglob("*.json"))
+
+
+def test_who_wants_it_younger_has_it_tried_again(tmp_path, builder) -> None:
+    hours, began = [0.0], datetime.now(timezone.utc)
+    service = make_service(
+        tmp_path, builder, now=lambda: began + timedelta(hours=hours[0])
+    )
+    builder.error = wrong()
+    assert service.request(image("pandsa")).exception(30)
+    builder.error, hours[0] = None, 0.5
+    assert service.request(image("pandsa"), max_age=7200).exception(30)
+    assert service.request(image("pandsa"), max_age=60).result(30).cache == "built"
+    service.close()
+
+
+def test_all_processes_that_waited_share_the_failure(tmp_path, builder) -> None:
+    one, two = make_service(tmp_path, builder), make_service(tmp_path, builder)
+    builder.gate.clear()
+    builder.error = wrong()
+    first = one.request(image("pandsa"))
+    assert builder.begun.wait(30)
+    second = two.request(image("pandsa"))
+    poll(lambda: two.counts()["queued"] == 1)
+    builder.gate.set()
+    assert first.exception(30).code == second.exception(30).code == wrong().code
+    assert len(builder.builds) == 1
+    one.close()
+    two.close()
+
+
+# -- cancelling -----------------------------------------------------------------
+
+
+def test_the_build_goes_on_while_anybody_waits_and_ends_with_the_last(
+    service, builder
+) -> None:
+    builder.gate.clear()
+    futures = [service.request(image("pandas")) for _ in range(3)]
+    assert builder.begun.wait(30)
+    assert futures[0].cancel()
+    assert futures[1].cancel()
+    assert not builder.cancel.is_set()
+    assert service.counts()["waiting_tasks"] == 1
+    assert futures[2].cancel()
+    assert builder.cancel.is_set()
+    again = service.request(image("pandas"))  # joins no build that is about to end
+    builder.gate.set()
+    assert again.result(30).cache == "built"
+
+
+def test_a_cancelled_request_that_waits_for_its_turn_never_builds(
+    tmp_path, builder
+) -> None:
+    config = BuildConfig(tmp_dir=tmp_path, concurrency=1)
+    service = ImageService(Store(tmp_path / "cache"), lambda: builder, config)
+    builder.gate.clear()
+    first = service.request(image("first"))
+    assert builder.begun.wait(30)
+    second = service.request(image("second"))
+    third = service.request(image("third"))
+    assert second.cancel()
+    builder.gate.set()
+    assert {f.result(30).cache for f in (first, third)} == {"built"}
+    assert image("second").digest not in builder.builds
+    service.close()
+
+
+def test_an_answer_that_comes_too_late_for_one_reaches_the_others(
+    service, builder
+) -> None:
+    builder.gate.clear()
+    futures = [service.request(image("pandas")) for _ in range(3)]
+    assert futures[1].cancel()
+    builder.gate.set()
+    assert {futures[n].result(30).image.path.exists() for n in (0, 2)} == {True}
+    assert futures[1].cancelled()
+
+
+# -- room and limits ------------------------------------------------------------
+
+
+def test_after_a_build_room_is_made(tmp_path, builder) -> None:
+    service = make_service(tmp_path, builder, max_cache_size=1)
+    first = service.request(image("a1")).result(30)
+    service._store.leases.close()  # some time later
+    service.request(image("b1")).result(30)
+    poll(lambda: not first.image.path.exists())
+    service.close()
+
+
+def test_an_image_in_use_stays_though_there_is_no_room(tmp_path, builder) -> None:
+    service = make_service(tmp_path, builder, max_cache_size=1)
+    ready = service.request(image("a1")).result(30)
+    lease = service.use(ready)
+    service.request(image("b1")).result(30)
+    service.close()  # waits for all that runs
+    assert lease is not None
+    assert ready.image.path.exists()
+
+
+def test_so_many_builds_at_once_in_all_processes_that_share_a_cache(
+    tmp_path, builder
+) -> None:
+    config = BuildConfig(tmp_dir=tmp_path, cache_concurrency=1)
+    services = [
+        ImageService(Store(tmp_path / "cache"), lambda: builder, config)
+        for _ in range(2)
+    ]
+    builder.gate.clear()
+    one = services[0].request(image("a1"))
+    assert builder.begun.wait(30)
+    two = services[1].request(image("b1"))
+    poll(lambda: services[1].counts()["queued"] == 1)
+    assert len(builder.builds) == 1
+    builder.gate.set()
+    assert {f.result(30).cache for f in (one, two)} == {"built"}
+    for service in services:
+        service.close()
+
+
+def test_who_lost_the_lock_meanwhile_publishes_nothing_and_takes_what_is_there(
+    tmp_path, builder
+) -> None:
+    """As a machine that was cut off from the cache for minutes."""
+    spec = image("pandas")
+
+    class Replaced(type(builder)):
+        def build(self, order, place, **kwargs):
+            built = super().build(order, place, **kwargs)
+            if len(self.builds) == 1:
+                folder = tmp_path / "cache/v2/locks" / spec.digest[7:]
+                (folder / "00000002.free").touch()
+            return built
+
+    replaced = Replaced()
+    service = make_service(tmp_path, replaced)
+    assert service.request(spec).result(30).cache == "built"
+    assert len(replaced.builds) == 2
+    images = tmp_path / "cache/v2/images/sha256"
+    assert len(list(images.glob("*/*"))) == 1
+    service.close()
+
+
 # -- freshness and bytecode ------------------------------------------------------
 
 

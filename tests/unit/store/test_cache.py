@@ -49,6 +49,7 @@ def test_published_is_found_with_digest_and_size(store, root, sif, manifest):
 def test_the_tree_is_as_drawn(store, root, sif, manifest):
     store.prepare()
     store.publish(sif, manifest("a"))
+    store.leases.close()
     digest = hashlib.sha256(sif.read_bytes()).hexdigest()
     image = f"v2/images/sha256/{digest[:2]}/{digest}"
     assert tree(root) == {

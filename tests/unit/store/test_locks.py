@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import select
@@ -290,6 +291,32 @@ def test_what_the_dead_left_is_cleared_by_who_takes_over(tmp_path: Path):
     with hold(tmp_path / "lock", elsewhere(2), clear=cleared.append):
         assert cleared == [dead.owner()]
         assert [p.name for p in path.parent.iterdir()] == ["00000002"]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
+def test_it_works_where_there_are_no_hard_links(tmp_path, monkeypatch, number) -> None:
+    def link(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", link)
+    for _ in range(2):
+        with hold(tmp_path / "lock", HERE) as held:
+            held.check()
+            with pytest.raises(StoreError), hold(tmp_path / "lock", HERE, timeout=0):
+                pass
+    assert [p.name for p in (tmp_path / "lock").iterdir()] == ["00000002.free"]
+
+
+def test_a_link_whose_answer_was_lost_was_made(tmp_path, monkeypatch) -> None:
+    link = os.link
+
+    def lost(*args: Path) -> None:
+        link(*args)
+        raise FileExistsError
+
+    monkeypatch.setattr(os, "link", lost)
+    with hold(tmp_path / "lock", HERE, timeout=0) as held:
+        held.check()
 
 
 def test_the_store_removes_the_unfinished_work_of_a_dead_holder(root: Path):

@@ -35,6 +35,7 @@ def fill(store, sif, manifest):
             image = store.publish(sif, manifest(letter, base_digest=base))
             os.utime(image.path.parent, (1000 + age, 1000 + age))
             images[letter] = image
+        store.leases.close()  # what was just published stays for a while
         return images
 
     return make
@@ -88,6 +89,12 @@ def test_what_is_in_use_stays_whatever_the_limit(store, root, fill) -> None:
     assert [thing.path for thing in freed.things] == [images["c"].path.parent]
     assert store.lookup(spec("a")) == images["a"]
     lease.let_go()
+
+
+def test_what_was_just_published_stays_for_those_who_wait_for_it(store, sif, manifest):
+    image = store.publish(sif, manifest("a"))
+    assert store.make_room(0).things == ()
+    assert store.use(image) is not None
 
 
 def test_using_an_image_makes_it_young(store, fill) -> None:
@@ -196,6 +203,7 @@ def test_an_entry_that_leads_to_another_image_by_now_is_kept(
     old = fill("a")["a"]
     sif.write_bytes(SIF + b"made anew")
     new = store.publish(sif, manifest("a"))
+    store.leases.close()
     os.utime(old.path.parent, (1, 1))
     freed = store.make_room(total(store) - 1)
     assert [thing.path for thing in freed.things] == [old.path.parent]

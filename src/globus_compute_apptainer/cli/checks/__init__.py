@@ -18,6 +18,8 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("cache room", storage.cache_room),
     ("cache filesystem", storage.cache_filesystem),
     ("cache locks", storage.cache_locks),
+    ("cache clock", storage.cache_clock),
+    ("other caches", storage.other_caches),
     ("build scratch", storage.scratch),
     ("engine hook", packages.hook),
     ("endpoint program", packages.endpoint_program),

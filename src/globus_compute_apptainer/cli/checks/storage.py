@@ -9,6 +9,11 @@ from globus_compute_apptainer.cli import output
 from globus_compute_apptainer.cli.findings import Finding, fail, ok, warn
 from globus_compute_apptainer.cli.host import Host
 from globus_compute_apptainer.cli.inputs import Settings
+from globus_compute_apptainer.store.cache import VERSION
+from globus_compute_apptainer.store.litter import other_versions
+from globus_compute_apptainer.store.presence import Timing
+
+EXPIRY = Timing().expiry
 
 LEAST_ROOM = 2 * 1000**3
 """Below this, hardly any image can be published."""
@@ -65,18 +70,55 @@ def cache_filesystem(host: Host, settings: Settings) -> Finding:
 
 
 def cache_locks(host: Host, settings: Settings) -> Finding:
-    """Whether two endpoints can keep from building the same image at once."""
+    """Whether two endpoints can keep from building the same image at once, and how soon
+    the death of one is noticed."""
     path = settings.config.cache_dir
     folder = host.existing(path)
     if host.write_error(folder):
         return fail(f"cannot be tried: {folder} cannot be written to", _CACHE_FIX)
     if problem := host.lock_error(folder):
         return fail(
-            f"file locks do not work in {folder}: {problem}",
-            "mount it with locks (NFS: lockd, or NFS 4; Lustre: -o flock), or set"
-            " cache_dir to another filesystem",
+            f"two processes do not exclude each other in {folder}: {problem}",
+            "set cache_dir to another filesystem: this one does not keep to O_EXCL",
         )
-    return ok("file locks exclude other processes")
+    if host.mount(folder).kind not in SHARED:
+        return ok("locks exclude other processes; the death of one is noticed at once")
+    return ok(
+        "locks exclude other processes; the death of one on another machine is noticed"
+        f" after {EXPIRY / 60:.0f} minutes of silence"
+    )
+
+
+def cache_clock(host: Host, settings: Settings) -> Finding:
+    """Whether times in the cache mean something here."""
+    folder = host.existing(settings.config.cache_dir)
+    ahead = host.clock_difference(folder)
+    if ahead is None:
+        return fail(f"cannot be told: {folder} cannot be written to", _CACHE_FIX)
+    if abs(ahead) > EXPIRY:
+        return warn(
+            f"the clock of {folder} differs from this machine's by {abs(ahead):.0f} s",
+            "set the clocks (NTP): the age of images and failures is told by them",
+        )
+    return ok("the filesystem's clock and this machine's agree")
+
+
+def other_caches(host: Host, settings: Settings) -> Finding:
+    """What else is in the cache directory, and the site's own caches."""
+    config = settings.config
+    missing = [path for path in config.shared_caches if not host.is_cache(path)]
+    if missing:
+        return warn(
+            f"no image cache of this version: {', '.join(map(str, missing))}",
+            "correct shared_caches, or fill it: gc-apptainer build --cache-dir",
+        )
+    if others := other_versions(config.cache_dir, VERSION):
+        return warn(
+            f"of another version, and left alone: {', '.join(map(str, others))}",
+            "delete it once no endpoint of that version uses it",
+        )
+    count = len(config.shared_caches)
+    return ok(f"{count} shared caches" if count else "none")
 
 
 def scratch(host: Host, settings: Settings) -> Finding:

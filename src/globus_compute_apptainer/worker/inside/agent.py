@@ -13,7 +13,7 @@ import types
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from .activity import Activity
-from .frames import Frame, read_frame, write_frame
+from .frames import Frame, Reader, read_frame, write_frame
 from .streams import Streams
 
 UTF8 = ("utf-8", "surrogatepass")  # JSON may hold half of a surrogate pair
@@ -110,7 +110,7 @@ class TaskLoop:
 
     def serve(self) -> None:
         """Answer tasks until the worker closes its end."""
-        read = functools.partial(os.read, self._streams.tasks)
+        read = Reader(functools.partial(os.read, self._streams.tasks))
         while frame := read_frame(read):
             self._activity.busy()
             header, body = self._answer(*frame)

@@ -11,7 +11,7 @@ import struct
 from typing import Any, Callable, Dict, Optional, Tuple
 
 SIZES = struct.Struct("!IQ")  # of header and body
-CHUNK = 1 << 20
+CHUNK, AHEAD = 1 << 20, 1 << 16
 
 Frame = Tuple[Dict[str, Any], bytes]
 
@@ -39,6 +39,21 @@ def read_frame(read: Callable[[int], bytes]) -> Optional[Frame]:
     head_size, body_size = SIZES.unpack(start)
     header = json.loads(_read_exactly(read, head_size).decode("ascii"))
     return header, _read_exactly(read, body_size)
+
+
+class Reader:
+    """Reads ahead, so that a small frame costs one call.
+
+    :param source: returns up to so many bytes, none at the end of the stream
+    """
+
+    def __init__(self, source: Callable[[int], bytes]) -> None:
+        self._source, self._ahead = source, b""
+
+    def __call__(self, size: int) -> bytes:
+        found = self._ahead or self._source(max(size, AHEAD))
+        self._ahead = found[size:]
+        return found[:size]
 
 
 def _read_exactly(read: Callable[[int], bytes], size: int) -> bytes:

@@ -30,6 +30,7 @@ class Guard:
         self._poll = select.poll()
         for source in (assign, self._wake):
             self._poll.register(source, select.POLLIN)
+        self._note(processes.reap())  # what ended before anything could wake us
 
     def run(self) -> NoReturn:
         """Wait for an end, whoever's it is, and bring about the others'."""
@@ -38,6 +39,8 @@ class Guard:
         if self._status is None:
             os.kill(self._child, signal.SIGKILL)
             self._status = os.waitpid(self._child, 0)[1]
+        if self._leash is None and select.select([self._assign], [], [], 0)[0]:
+            self._told()  # the child was quicker than we
         processes.reap()
         if not processes.childless():
             processes.kill_all(self._leftovers)

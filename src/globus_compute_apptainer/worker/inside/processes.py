@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import time
-from typing import Callable, Dict, List, Set
+from typing import Callable, Collection, Dict, List, Set, Tuple
 
 LOOKS, PAUSE_SECONDS, PR_SET_CHILD_SUBREAPER = 100, 0.01, 36
 
@@ -25,15 +25,20 @@ def become_subreaper() -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def descendants(ancestors: Set[int]) -> Set[int]:
-    """The living processes below some others, without those themselves."""
+def descendants(ancestors: Set[int], spare: Collection[int] = ()) -> Set[int]:
+    """The living processes below some others, without those themselves.
+
+    :param spare: processes to leave out, with all below them, and with all that are
+        in a session which one of them leads, whoever is their parent
+    """
     children: Dict[int, List[int]] = {}
-    for pid, parent in _living().items():
-        children.setdefault(parent, []).append(pid)
+    for pid, (parent, session) in _living().items():
+        if session not in spare or pid in spare:
+            children.setdefault(parent, []).append(pid)
     found: Set[int] = set()
     below = list(ancestors)
     while below:
-        new = set(children.get(below.pop(), ())) - found
+        new = set(children.get(below.pop(), ())) - found - set(spare)
         found |= new
         below.extend(new)
     return found - ancestors
@@ -97,14 +102,15 @@ def forget_wake() -> None:
         os.close(writer)
 
 
-def _living() -> Dict[int, int]:
-    """Parents of the processes that are not zombies."""
-    parents = {}
+def _living() -> Dict[int, Tuple[int, int]]:
+    """Parents and sessions of the processes that are not zombies."""
+    found = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError, ValueError, IndexError):
                 with open("/proc/%s/stat" % name, "rb") as file:
-                    state, parent = file.read().rpartition(b")")[2].split()[:2]
+                    after_name = file.read().rpartition(b")")[2]
+                state, parent, _, session = after_name.split()[:4]
                 if state not in b"ZX":
-                    parents[int(name)] = int(parent)
-    return parents
+                    found[int(name)] = int(parent), int(session)
+    return found

@@ -20,7 +20,7 @@ from typing import Any, Dict, NoReturn
 
 from . import messages, preload, traits
 from .activity import Activity, mapped
-from .agent import TaskLoop
+from .agent import TaskLoop, execute_task
 from .frames import write_frame
 from .library import install_library
 from .streams import PRIVATE_FD, Streams
@@ -44,7 +44,21 @@ def serve(library: str, sdk_version: str, wanted: str) -> None:
     gc.freeze()  # pages that no collection touches stay shared
     zygote = Zygote(control, memory, _work)
     messages.send(control, {"kind": "hello", "details": details, "failed": failed})
+    _rehearse()
     zygote.run()
+
+
+def _rehearse() -> None:
+    """Run a task that does nothing, so that children find ready what the first one
+    needs. The child that was forked before does this by itself, meanwhile."""
+    from globus_compute_sdk.serialize import ComputeSerializer
+
+    serde = ComputeSerializer()
+    call: Any = (dict, (), {})
+    parts = [serde.serialize(part) for part in call]
+    task = types.SimpleNamespace(task_buffer=serde.pack_buffers(parts))
+    execute_task(task, {"allowed": None, "result_serializers": None, "limit": 1 << 20})
+    gc.freeze()
 
 
 def _control() -> socket.socket:

@@ -20,6 +20,8 @@ from . import messages, processes
 from .activity import SLOTS, Activity
 from .guard import Guard
 
+PAUSE_MILLISECONDS = 20  # forking at once would be in the way of the child's first task
+
 Work = Callable[[int, int, Dict[str, Any], Activity], NoReturn]
 
 
@@ -60,7 +62,11 @@ class Zygote:
         poll.register(self._control, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
         while not self._retired or self._kin:
-            for fd, _ in poll.poll():
+            lacking = self._spare is None and not self._retired
+            ready = poll.poll(PAUSE_MILLISECONDS if lacking else None)
+            if lacking and not ready:
+                self._spare = self._fork()
+            for fd, _ in ready:
                 if fd == self._wake.fileno():
                     processes.drain(self._wake)
                     self._reap()
@@ -93,7 +99,7 @@ class Zygote:
                 kin.to_child.close()
                 kin.to_child = None
         messages.close(descriptors)
-        self._spare = None if self._retired else self._fork()
+        self._spare = None  # another is forked when this one has begun
 
     def _retire(self) -> None:
         self._retired = True
@@ -120,14 +126,13 @@ class Zygote:
             Activity(self._memory, kin.slot).empty()
             self._free.append(kin.slot)
             if self._spare is kin:
-                self._spare = self._fork()
+                self._spare = None
         if any(ended.values()):
             processes.kill_all(self._strays)
 
     def _strays(self) -> Set[int]:
         """What a guard that was killed has left to us."""
-        known = processes.descendants(set(self._kin)) | set(self._kin)
-        return processes.descendants({os.getpid()}) - known
+        return processes.descendants({os.getpid()}, spare=self._kin)
 
     def _fork(self) -> Kin:
         to_guard, assign = messages.pair()

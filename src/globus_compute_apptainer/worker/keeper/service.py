@@ -163,21 +163,23 @@ class Keeper:
             if zygote.hello is not None:
                 zygote.retiring = True
             return
-        zygote.hello = received[0]
+        zygote.hello, zygote.noise = received[0], zygote.tail()
         del self._deadlines[zygote.pid]
         self._hand_out(zygote)
 
     def _hand_out(self, zygote: Zygote) -> None:
         """Answer all who wait for a zygote that serves."""
         hello = zygote.hello or {}
+        noise, zygote.noise = zygote.noise, ""
         for request in self._waiting[zygote.pid]:
             zygote.serve(request.sent["traits"], request.given)
             request.answer(
                 kind="given",
                 details=hello["details"],
                 failed=hello["failed"],
-                noise=zygote.tail(),
+                noise=noise,
             )
+            noise = ""
         self._waiting[zygote.pid] = []
 
     def _reap(self) -> None:
@@ -196,8 +198,7 @@ class Keeper:
 
     def _strays(self) -> set[int]:
         """Processes that no living container is responsible for."""
-        known = processes.descendants(set(self._zygotes)) | set(self._zygotes)
-        return processes.descendants({os.getpid()}) - known
+        return processes.descendants({os.getpid()}, spare=self._zygotes)
 
     def _look(self) -> None:
         """Kill what does not start in time; retire what has been idle for long."""

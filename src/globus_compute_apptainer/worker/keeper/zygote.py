@@ -37,6 +37,7 @@ class Zygote:
     ) -> None:
         self.key, self.log, self._held = key, log, tuple(held)
         self.hello: dict[str, Any] | None = None
+        self.noise = ""  # printed as it started; for one worker to log
         self.retiring = False
         self.started = self.used = time.monotonic()
         self.control, theirs = messages.pair()
