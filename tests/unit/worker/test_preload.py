@@ -44,7 +44,7 @@ def where(name):
     import sys
 
     loaded = name in sys.modules
-    return loaded, importlib.import_module(name).PID == os.getpid()
+    return loaded, os.getpid() == importlib.import_module(name).PID
 
 
 def loaded(*names):
