@@ -22,7 +22,7 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -125,7 +125,8 @@ class Apptainer:
     """An installed Apptainer and the options that this machine and user need.
 
     :param path: absolute path of the program
-    :param version: as it names itself, such as ``1.4.5`` or ``1.3.6-1.el9``
+    :param version: as it names itself, such as ``1.4.5`` or ``1.3.6-1.el9``; empty if
+        it was not asked
     :param exec_flags: always given to ``exec``
     :param build_flags: always given to ``build``
     """
@@ -148,6 +149,17 @@ class Apptainer:
         :raises HostError: there is none (``apptainer-missing``), it does not run
             (``apptainer-broken``), or it is older than 1.1 (``apptainer-too-old``)
         """
+        found = cls.located(program)
+        return replace(
+            found, version=parse_version(found.path, _ask_version(found.path))
+        )
+
+    @classmethod
+    def located(cls, program: str | None = None) -> Apptainer:
+        """As :meth:`find`, but nothing is run: the version is not known (``""``).
+
+        :raises HostError: there is none (``apptainer-missing``)
+        """
         search = f"{os.environ.get('PATH', '')}:{USUAL_FOLDERS}"
         path = shutil.which(program or "apptainer", path=search)
         if path is None:
@@ -157,11 +169,8 @@ class Apptainer:
                 "as `apptainer` in the `containers:` block",
                 code="apptainer-missing",
             )
-        version = parse_version(path, _ask_version(path))
         mode = choose_mode(os.geteuid(), _effective_capabilities(), _last_capability())
-        return cls(
-            str(Path(path).absolute()), version, mode.exec_flags, mode.build_flags
-        )
+        return cls(str(Path(path).absolute()), "", mode.exec_flags, mode.build_flags)
 
     def exec_argv(
         self,

@@ -208,7 +208,9 @@ def sdk_version() -> str:
 
 @functools.cache
 def _apptainer(program: str | None) -> Apptainer:
-    return Apptainer.find(program)
+    # What it says of its version takes longer than a new worker does; it is asked when
+    # it has failed, see :mod:`.runner`.
+    return Apptainer.located(program)
 
 
 @functools.cache

@@ -23,7 +23,8 @@ import dill
 from globus_compute_common import messagepack
 from globus_compute_common.messagepack.message_types import Result, Task
 
-from globus_compute_apptainer.errors import ContainerError, TaskError
+from globus_compute_apptainer.build.apptainer import Apptainer
+from globus_compute_apptainer.errors import ContainerError, HostError, TaskError
 from globus_compute_apptainer.worker import bytecode, message, shellfunction
 from globus_compute_apptainer.worker.container import (
     Container,
@@ -131,7 +132,7 @@ def _execute(
     try:
         return _execute_inside(task.task_buffer, header, order, run_dir)
     except TaskError as error:
-        return _failure(_with_hint(error, order), order)
+        return _failure(_unusable(order, error) or _with_hint(error, order), order)
     except ContainerError as error:
         return _failure(error, order)
 
@@ -174,6 +175,16 @@ def _execute_inside(
 
 def _failure(error: ContainerError, order: ContainerOrder) -> Outcome:
     return Outcome(str(error), (error.code, error.message), _expected_details(order))
+
+
+def _unusable(order: ContainerOrder, error: TaskError) -> HostError | None:
+    """What is wrong with this machine's Apptainer, if a container did not start."""
+    if error.code == "container-start-failed":
+        try:
+            Apptainer.find(order.apptainer)
+        except HostError as cause:
+            return cause
+    return None
 
 
 def _with_hint(error: TaskError, order: ContainerOrder) -> TaskError:

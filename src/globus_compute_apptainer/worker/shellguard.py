@@ -35,6 +35,7 @@ STANDARD_ERROR = 9  # of the command, until its shell takes it: shells know one 
 ABOVE = 20
 GRACE_SECONDS = 5.0
 LOOKS, PAUSE_SECONDS = 100, 0.01
+LONGEST_SECONDS = 2_000_000  # that a poll can wait: longer is for ever
 NO_FOLDER = b"no-folder"
 
 
@@ -135,7 +136,9 @@ class Run:
         poll.register(sys.stdin.fileno(), 0)  # hang-up alone
         for descriptor in (*self._ended, *wanted):
             poll.register(descriptor, select.POLLIN)
-        return dict(poll.poll(None if seconds is None else seconds * 1000))
+        if seconds is None or seconds > LONGEST_SECONDS:
+            return dict(poll.poll())
+        return dict(poll.poll(seconds * 1000))
 
 
 def kill_all(find: Callable[[], set[int]]) -> None:

@@ -34,7 +34,7 @@ def use_pandas(seconds):
     began = time.perf_counter()
     import pandas
 
-    pandas.DataFrame({"a": range(1000)}).describe()
+    pandas.DataFrame({"a": range(1000)})["a"].sum()
     took = time.perf_counter() - began
     time.sleep(max(seconds - took, 0))
     return os.getpid(), took

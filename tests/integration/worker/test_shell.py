@@ -83,6 +83,7 @@ SAME = {
     "unicode": (ShellFunction("printf '{x}'"), {"x": "ünï\U0001f600"}),
     "percent and braces": (ShellFunction("echo %s '{{}}' \"$HOME\"x | tail -c2"), {}),
     "empty": (ShellFunction(""), {}),
+    "long": (ShellFunction("true " + "x" * 100_000 + "; echo end"), {}),
 }
 
 
@@ -321,6 +322,16 @@ def asleep(number: str = "") -> set[int]:
 def test_nothing_that_a_command_leaves_behind_stays(run, named) -> None:
     on, token = named
     assert run(LEAVE, on=on).stdout == "left\n"
+    assert not running(token)
+    assert not asleep()
+
+
+@pytest.mark.parametrize("option", ["--pid", "--containall"])
+def test_containers_with_more_walls(option: str, run, named) -> None:
+    """In its own namespace of process numbers, the shell's says nothing outside."""
+    on, token = named
+    walled = on.with_order(options=(option,))
+    assert run(LEAVE, on=walled).stdout == "left\n"
     assert not running(token)
     assert not asleep()
 

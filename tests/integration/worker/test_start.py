@@ -188,6 +188,23 @@ def test_no_apptainer(inside):
     assert "/no/such/apptainer" in text
 
 
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("echo apptainer version 1.0.3; exit 1", "apptainer-broken"),
+        ("[ $# = 1 ] && echo apptainer version 1.0.3 || exit 1", "apptainer-too-old"),
+        ("exit 1", "apptainer-broken"),
+    ],
+)
+def test_an_apptainer_that_is_no_good(inside, tmp_path, script, expected):
+    program = tmp_path / "apptainer"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    code, text = failure(inside, apptainer=str(program))
+    assert code == expected, text
+    assert str(program) in text
+
+
 def test_value_needs_no_explanation(inside):
     """A failed start must not spoil the next task."""
     failure(inside, image="/no/such/image.sif")

@@ -85,6 +85,11 @@ def test_it_may_run_so_long_and_no_longer(shell: Shell) -> None:
     assert not asleep()
 
 
+@pytest.mark.parametrize("seconds", [1e9, float("inf")])
+def test_it_may_run_for_years(shell: Shell, seconds: float) -> None:
+    assert shell("sleep 0.1", seconds=seconds) == Ended(0)
+
+
 def test_what_it_leaves_in_its_session_ends_with_it(shell: Shell) -> None:
     assert shell(f"{NAP}3 & {NAP}4 & true") == Ended(0)
     assert not asleep()
