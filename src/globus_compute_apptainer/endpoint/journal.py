@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 FOLDER: Final = "waiting_tasks"
 ASIDE: Final = "unreadable"
 _FORMAT: Final = 1
+_DAMAGED: Final = (ValueError, KeyError, TypeError, RecursionError)
 _UUID: Final = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _NAME: Final = re.compile(rf"(?P<task>{_UUID})\.(?P<attempt>\d+)")
 
@@ -105,10 +106,13 @@ class Journal:
                 self._put_aside(self._folder / name, "not a name of ours")
                 continue
             task_id, attempt = uuid.UUID(found["task"]), int(found["attempt"]) + 1
+            if task_id in self._paths:
+                self._put_aside(self._folder / name, "the task is there twice")
+                continue
             path = self._counted(self._folder / name, f"{found['task']}.{attempt}")
             try:
                 entry = _decoded(path.read_bytes(), task_id, attempt)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, *_DAMAGED) as error:
                 self._put_aside(path, f"{type(error).__name__}: {error}")
                 continue
             self._paths[task_id] = path
@@ -123,8 +127,9 @@ class Journal:
                     with contextlib.suppress(OSError):
                         Path(entry.path).unlink()
                 elif entry.name != ASIDE:
-                    written = entry.stat(follow_symlinks=False).st_mtime_ns
-                    found.append((written, entry.name))
+                    with contextlib.suppress(OSError):
+                        written = entry.stat(follow_symlinks=False).st_mtime_ns
+                        found.append((written, entry.name))
         return [name for _, name in sorted(found)]
 
     def _counted(self, path: Path, name: str) -> Path:
@@ -158,7 +163,7 @@ def _encoded(entry: Entry) -> bytes:
 def _decoded(content: bytes, task_id: uuid.UUID, attempt: int) -> Entry:
     """The inverse.
 
-    :raises ValueError: (or KeyError, TypeError) it is damaged, or of another format
+    :raises ValueError: (or another of ``_DAMAGED``) it is damaged, or of another format
     """
     line, _, packed = content.partition(b"\n")
     head = json.loads(line)

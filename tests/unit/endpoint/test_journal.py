@@ -117,6 +117,7 @@ def damages(content: bytes) -> dict[str, bytes]:
             b'"priority": 2}', b'"priority": 2}]'
         ),
         "a list": b"[]\n",
+        "deep": b"[" * 200_000 + b"\n",
         "a bad id": content.replace(b'"function_id": "', b'"function_id": "x'),
     }
 
@@ -146,6 +147,16 @@ def test_strange_files_are_put_aside(journal, folder) -> None:
     (folder / "a-directory").mkdir()
     assert len(left(folder)) == 1
     assert {p.name for p in (folder / ASIDE).iterdir()} == {"README", "a-directory"}
+
+
+def test_a_task_that_is_there_twice_comes_back_once(journal, folder) -> None:
+    one = entry()
+    journal.keep(one)
+    (path,) = folder.iterdir()
+    path.with_name(f"{one.task_id}.2").write_bytes(path.read_bytes())
+    assert [e.task_id for e in left(folder)] == [one.task_id]
+    assert len(list((folder / ASIDE).iterdir())) == 1
+    assert [e.task_id for e in left(folder)] == [one.task_id]
 
 
 def test_half_written_files_are_removed(journal, folder) -> None:
