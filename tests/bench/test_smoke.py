@@ -55,3 +55,14 @@ def test_the_larger_cases_print_theirs(tmp_path: Path) -> None:
     printed = run_benchmark(tmp_path / "work", *cases)
     for row in ("next worker, ms", "PSS, MB", "ours / upstream"):
         assert row in printed
+
+
+def test_the_store_benchmark_prints_its_table(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("store") / "run.py"
+    options = ["--images", "50", "--looks", "20", "--work", str(tmp_path)]
+    argv = [sys.executable, str(script), *options]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for row in ("start (prepare)", "look-up, p50", "making room, 1 % goes"):
+        assert row in done.stdout
+    assert list(tmp_path.iterdir()) == []

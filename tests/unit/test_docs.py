@@ -44,7 +44,17 @@ def test_every_configuration_key_is_documented() -> None:
     assert taken - said == set()
 
 
+def test_every_promise_is_shown_by_a_test_that_exists() -> None:
+    page = (ROOT / "docs/explanation/promises.md").read_text()
+    named = set(re.findall(r"`(test_\w+|TestModel)`", page))
+    assert len(named) > 30
+    sources = "\n".join(p.read_text() for p in (ROOT / "tests").rglob("test_*.py"))
+    there = set(re.findall(r"^\s*def (test_\w+)\(", sources, re.MULTILINE))
+    there |= set(re.findall(r"^(Test\w+) = ", sources, re.MULTILINE))
+    assert named - there == set()
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page}: {target}"

@@ -23,7 +23,7 @@ from globus_compute_apptainer.client.outcome import text_of
 from globus_compute_apptainer.config import ContainersConfig
 from globus_compute_apptainer.endpoint.requests import Wanted
 from globus_compute_apptainer.errors import BuildError, SpecError
-from globus_compute_apptainer.images import ImageService, Ready, open_service
+from globus_compute_apptainer.images import ImageService, Ready, open_service, outcome
 
 
 def run(options: argparse.Namespace) -> int:
@@ -129,7 +129,7 @@ def _obtained(
         fresh=fresh,
         locked=locked,
     )
-    ready = future.result()
+    ready = outcome(future)
     manifest = ready.image.manifest
     # Another process may have made it meanwhile, without the lock.
     if locked and (lines := lock.differences(locked, manifest.lock)):

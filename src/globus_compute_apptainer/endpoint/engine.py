@@ -316,10 +316,13 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
             return ""
         counts = self._images.counts()
         images = counts["queued"] + counts["building"]
-        tasks = self._waiting.unanswered()
-        if not images and not tasks:
+        tasks, results = self._waiting.unanswered(), self._waiting.unsent()
+        if not images and not tasks and not results:
             return ""
-        return f"{images} images are being made, {tasks} tasks wait or were resubmitted"
+        return (
+            f"{images} images are being made, {tasks} tasks wait or were resubmitted,"
+            f" {results} results are on their way"
+        )
 
     def shutdown(self, /, **kwargs: Any) -> None:
         """Stop builds, end waiting tasks in an error, stop the stock engine.

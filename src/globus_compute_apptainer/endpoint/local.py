@@ -28,6 +28,7 @@ from parsl.providers import LocalProvider
 from globus_compute_apptainer import events
 from globus_compute_apptainer.endpoint import upstream
 from globus_compute_apptainer.endpoint.engine import ApptainerEngine
+from globus_compute_apptainer.images import outcome
 
 LOOPBACK = "127.0.0.1"
 _SOON = 0.5  # Parsl starts workers at its second look for work; its default is 5 s
@@ -75,7 +76,7 @@ class LocalEngine:
         future = upstream.GCFuture(task_id)
         message = self._pack(task_id, function, args)
         self._engine.submit(future, message, {"container": container})
-        return self._outcome(future.result(), self._clock() - started)
+        return self._outcome(outcome(future), self._clock() - started)
 
     def settle(self) -> None:
         """Block until the images that became ready are complete: tasks that run after

@@ -16,25 +16,35 @@ import contextlib
 import logging
 import os
 import threading
+import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 log = logging.getLogger(__name__)
 
 FOLDER: Final = "unacked_results"
+#: The interchange removes a result before the broker has confirmed it. This long after,
+#: it counts as sent.
+CONFIRMED_SECONDS: Final = 5.0
 
 
 class Outbox:
     """The result store of one endpoint; safe between threads.
 
     :param folder: made when it is first needed
+    :param clock: seconds, monotonic
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(
+        self, folder: Path, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._folder, self._clock = folder, clock
         self._lock = threading.Lock()
         self._unwritten: dict[uuid.UUID, bytes] = {}
+        self._stored: set[uuid.UUID] = set()
+        self._taken: dict[uuid.UUID, float] = {}
 
     def put(self, task_id: uuid.UUID, packed_result: bytes) -> None:
         """Have a result sent. What cannot be written now is kept for :meth:`retry`."""
@@ -52,10 +62,24 @@ class Outbox:
                     log.error("task %s: its result is not stored: %s", task_id, error)
                     return
                 del self._unwritten[task_id]
+                self._stored.add(task_id)
 
     def unwritten(self) -> int:
         """Results that are in memory only."""
         return len(self._unwritten)
+
+    def unsent(self) -> int:
+        """Results of this process that the service may not have; reads the folder."""
+        with self._lock:
+            now = self._clock()
+            for task_id in list(self._stored):
+                if not (self._folder / str(task_id)).exists():
+                    self._stored.discard(task_id)
+                    self._taken[task_id] = now
+            for task_id, when in list(self._taken.items()):
+                if now - when >= CONFIRMED_SECONDS:
+                    del self._taken[task_id]
+            return len(self._unwritten) + len(self._stored) + len(self._taken)
 
     def _write(self, name: str, content: bytes) -> None:
         self._folder.mkdir(mode=0o700, exist_ok=True)

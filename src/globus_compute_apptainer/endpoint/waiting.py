@@ -114,6 +114,10 @@ class WaitingTasks:
             tasks = self._waiting.keys() | self._resubmitted.keys()
         return len(tasks) + self._outbox.unwritten()
 
+    def unsent(self) -> int:
+        """Results of resubmitted tasks that the service may not have yet."""
+        return self._outbox.unsent()
+
     def retry(self) -> None:
         """Store results that could not be stored before; does not raise."""
         if self._outbox.unwritten():

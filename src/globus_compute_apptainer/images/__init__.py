@@ -20,6 +20,7 @@ from globus_compute_apptainer.images.request import (
     CacheOutcome,
     Ready,
     State,
+    outcome,
 )
 from globus_compute_apptainer.images.service import ImageService
 from globus_compute_apptainer.store.cache import Store
@@ -33,6 +34,7 @@ __all__ = [
     "Ready",
     "State",
     "open_service",
+    "outcome",
 ]
 
 # What builds take from the environment: indexes, certificates, proxies.

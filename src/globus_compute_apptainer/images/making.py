@@ -23,6 +23,7 @@ from globus_compute_apptainer.images.relay import Listener, Teller
 from globus_compute_apptainer.images.request import CacheOutcome, Request, State
 from globus_compute_apptainer.images.slots import Slots
 from globus_compute_apptainer.images.tiers import Tiers
+from globus_compute_apptainer.store import files
 from globus_compute_apptainer.store.cache import IMAGE, Store, StoredImage
 from globus_compute_apptainer.store.locks import Held
 from globus_compute_apptainer.store.room import PACKAGES
@@ -116,6 +117,10 @@ class Maker:
         except ContainerError as error:
             self._memory.remember(request.digest, error)
             raise
+        except OSError as error:
+            if not files.is_full(error):
+                raise
+            raise files.store_error(error, self._store.root) from error
         self._memory.forget(request.digest)
         return image
 

@@ -16,13 +16,16 @@ from __future__ import annotations
 import enum
 import threading
 from collections.abc import Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from globus_compute_apptainer.build.order import Order
 from globus_compute_apptainer.errors import BuildError, ContainerError
 from globus_compute_apptainer.store.cache import StoredImage
+
+T = TypeVar("T")
+LOOK_SECONDS = 0.25
 
 CacheOutcome = Literal["hit", "built", "shared"]
 
@@ -127,3 +130,13 @@ def stopped() -> BuildError:
         hint="submit the task again once the endpoint is back",
         code="endpoint-stopped",
     )
+
+
+def outcome(future: Future[T]) -> T:
+    """What a future ends in; for a main thread that signals shall interrupt.
+
+    A signal that comes just before a wait without end is noticed at its end only.
+    """
+    while not wait([future], LOOK_SECONDS).done:
+        pass
+    return future.result()

@@ -37,11 +37,16 @@ def translated(path: Path) -> Iterator[None]:
         raise store_error(error, path) from error
 
 
+def is_full(error: OSError) -> bool:
+    """Whether there was no room, or no more than a quota allows."""
+    return error.errno in _FULL
+
+
 def store_error(error: OSError, path: Path) -> StoreError:
     """What a person is told of a failed file operation in the cache."""
     where = str(error.filename or path)
     reason = error.strerror or str(error)
-    if error.errno in _FULL:
+    if is_full(error):
         return StoreError(
             f"there is no room left for images: {reason}",
             hint="free some room, or move `cache_dir` to a larger file system",

@@ -16,7 +16,7 @@ SPECS = 20
 
 
 def hammer(tmp_path: Path, **how: int) -> dict[str, Any]:
-    settings = {"processes": 8, "requests": 25, "kills": 10, "seed": 1, "limit": 0}
+    settings = {"processes": 8, "requests": 200, "kills": 60, "seed": 1, "limit": 0}
     settings.update(how)
     places = [tmp_path / "cache", tmp_path / "scratch"]
     places[1].mkdir()
@@ -38,8 +38,8 @@ def check(told: dict[str, Any], *, wanted: int) -> None:
 
 
 COUNTS = [
-    pytest.param(25, 10, id="some"),
-    pytest.param(200, 60, id="all", marks=pytest.mark.slow),
+    pytest.param(200, 60, id="200"),
+    pytest.param(1000, 300, id="1000", marks=pytest.mark.slow),
 ]
 
 

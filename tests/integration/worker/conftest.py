@@ -104,7 +104,7 @@ def manager() -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
         process.wait()
         if not (folder / place.SOCKET).exists():
-            shutil.rmtree(folder)  # nobody asked for anything
+            shutil.rmtree(folder, ignore_errors=True)  # nobody asked
         deadline = time.monotonic() + 120
         while folder.exists():
             assert time.monotonic() < deadline, "the keeper has not ended"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from globus_compute_apptainer import images
 from globus_compute_apptainer.build.apptainer import Apptainer
+from globus_compute_apptainer.cli import build
 from globus_compute_apptainer.errors import BuildError, HostError
 
 SPEC = '{"base_image": "python:3.11-slim", "pip": ["pandas"], "name": "ml"}'
@@ -69,15 +68,12 @@ def test_an_interrupted_build_is_cancelled(call, builder, monkeypatch) -> None:
         raise KeyboardInterrupt
 
     class Service(images.ImageService):
-        def request(self, *args: Any, **kwargs: Any) -> Any:
-            super().request(*args, **kwargs)
-            return SimpleNamespace(result=interrupt)
-
         def close(self) -> None:
             super().close()
             closed.append(True)
 
     monkeypatch.setattr(images, "ImageService", Service)
+    monkeypatch.setattr(build, "outcome", interrupt)
     status, out, _ = call("build", SPEC)
     assert (status, out, closed) == (130, "", [True])
 

@@ -21,7 +21,7 @@ from globus_compute_endpoint.endpoint import interchange as upstreams
 from globus_compute_endpoint.endpoint.config import UserEndpointConfig
 from globus_compute_endpoint.engines import GCFuture
 
-from globus_compute_apptainer.endpoint import interchange
+from globus_compute_apptainer.endpoint import interchange, outbox
 from globus_compute_apptainer.endpoint.engine import ApptainerEngine
 
 SPEC = {"base_image": "python:3.11-slim", "pip": ["pandas"]}
@@ -193,6 +193,22 @@ def test_the_hard_idle_limit_waits_for_builds(
     loop.join(SECONDS)
     assert not loop.is_alive()
     assert any(b"the result" in message for message in Publisher.sent)
+
+
+def test_an_idle_endpoint_sends_stored_results_before_it_stops(
+    make_interchange, make_engine, monkeypatch
+) -> None:
+    """The interchange looks for them only every second, some twenty heartbeats here."""
+    monkeypatch.setattr(outbox, "CONFIRMED_SECONDS", 0.2)
+    engine = make_engine()
+    ic = make_interchange(engine, soft=1)
+    interchange.keep_while_busy(ic, engine._busy)
+    deliver(ic, None)
+    engine._waiting._outbox.put(uuid.uuid4(), b"of a resubmitted task")
+    loop = running(ic)
+    loop.join(SECONDS)
+    assert not loop.is_alive()
+    assert b"of a resubmitted task" in Publisher.sent
 
 
 def test_without_us_the_hard_limit_would_not_wait(

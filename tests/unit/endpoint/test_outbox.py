@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from globus_compute_endpoint.endpoint.result_store import ResultStore
 
-from globus_compute_apptainer.endpoint.outbox import FOLDER, Outbox
+from globus_compute_apptainer.endpoint.outbox import CONFIRMED_SECONDS, FOLDER, Outbox
 
 
 @pytest.fixture
@@ -67,3 +67,23 @@ def test_a_result_that_cannot_be_stored_waits_until_it_can(tmp_path, caplog) -> 
     outbox.retry()
     assert outbox.unwritten() == 0
     assert {name for name, _ in ResultStore(blocker)} == set(map(str, task_ids))
+
+
+def test_a_result_is_on_its_way_until_the_broker_must_have_it(tmp_path) -> None:
+    now = [100.0]
+    outbox = Outbox(tmp_path / FOLDER, clock=lambda: now[0])
+    assert outbox.unsent() == 0
+    task_ids = [uuid.uuid4() for _ in range(3)]
+    for task_id in task_ids:
+        outbox.put(task_id, b"a result")
+    now[0] += 1000
+    assert outbox.unsent() == 3
+    store = ResultStore(tmp_path)
+    store.discard(str(task_ids[0]))
+    assert outbox.unsent() == 3
+    now[0] += CONFIRMED_SECONDS
+    assert outbox.unsent() == 2
+    store.clear()
+    assert outbox.unsent() == 2
+    now[0] += CONFIRMED_SECONDS
+    assert outbox.unsent() == 0

@@ -87,7 +87,7 @@ def worker_pool(owner: subprocess.Popen[bytes]) -> Iterator[place.Pool]:
     yield made
     owner.kill()
     if not (folder / place.SOCKET).exists():
-        shutil.rmtree(folder)  # nobody asked for anything
+        shutil.rmtree(folder, ignore_errors=True)  # nobody asked for anything
     deadline = time.monotonic() + 120
     while folder.exists():
         assert time.monotonic() < deadline, "the keeper has not ended"

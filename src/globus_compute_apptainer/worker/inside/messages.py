@@ -36,14 +36,18 @@ def send(
         to.send(data)
 
 
-def receive(source: socket.socket) -> Optional[Message]:
+def receive(source: socket.socket, *, wait: bool = True) -> Optional[Message]:
     """The next message, and the descriptors with it, which are not inherited by
     programs; None at the end.
 
-    :raises BlockingIOError: there is none yet, and the socket does not block
+    :raises BlockingIOError: there is none yet, and we do not ``wait``
+    :raises ValueError: it is none of ours
     """
+    flags = 0 if wait else socket.MSG_DONTWAIT
     try:
-        data, descriptors, _, _ = socket.recv_fds(source, LONGEST, MOST_DESCRIPTORS)
+        data, descriptors, _, _ = socket.recv_fds(
+            source, LONGEST, MOST_DESCRIPTORS, flags
+        )
     except ConnectionError:
         return None
     for descriptor in descriptors:

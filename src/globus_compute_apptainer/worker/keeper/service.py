@@ -70,6 +70,7 @@ class Keeper:
         processes.become_subreaper()
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        listener.setblocking(False)
         self._wake = processes.wake_on_child()
         self._poll = select.poll()
         for source in (listener, self._wake):
@@ -89,25 +90,32 @@ class Keeper:
         self._over = True
 
     def _attend(self, fd: int) -> None:
-        if fd == self._listener.fileno():
-            worker, _ = self._listener.accept()
-            self._asking[worker.fileno()] = worker
-            self._poll.register(worker, select.POLLIN)
-        elif fd == self._wake.fileno():
-            processes.drain(self._wake)
-            self._reap()
-        elif fd in self._asking:
-            self._poll.unregister(fd)
-            self._ask(self._asking.pop(fd))
-        else:
-            for zygote in self._zygotes.values():
-                if zygote.control.fileno() == fd:
-                    self._hear(zygote)
-                    break
+        """See to what can be read. It may be another's by now, where something was
+        closed meanwhile: nothing here waits for what it expects to be there."""
+        with contextlib.suppress(BlockingIOError):
+            if fd == self._listener.fileno():
+                worker, _ = self._listener.accept()
+                self._asking[worker.fileno()] = worker
+                self._poll.register(worker, select.POLLIN)
+            elif fd == self._wake.fileno():
+                processes.drain(self._wake)
+                self._reap()
+            elif fd in self._asking:
+                self._ask(self._asking[fd])
+            else:
+                for zygote in self._zygotes.values():
+                    if zygote.control.fileno() == fd:
+                        self._hear(zygote)
+                        break
 
     def _ask(self, worker: socket.socket) -> None:
         """Take a worker's request, and answer at once where that can be done."""
-        received = messages.receive(worker)
+        try:
+            received = messages.receive(worker, wait=False)
+        except ValueError:  # not a worker of ours
+            received = None
+        self._poll.unregister(worker)
+        del self._asking[worker.fileno()]
         if received is None or len(received[1]) < 4:  # it is gone; we may open no more
             messages.close(received[1] if received else ())
             worker.close()
@@ -157,7 +165,7 @@ class Keeper:
             self._zygotes[pid].tell("retire")
 
     def _hear(self, zygote: Zygote) -> None:
-        received = messages.receive(zygote.control)
+        received = messages.receive(zygote.control, wait=False)
         if received is None:  # its end is to come, and with it the reason
             self._poll.unregister(zygote.control)
             if zygote.hello is not None:

@@ -19,7 +19,7 @@ from globus_compute_apptainer.worker.inside import activity, messages, processes
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-TAIL_BYTES: Final = 65536
+TAIL_BYTES: Final = 16384  # which fit in a message, however they are written
 
 
 class Zygote:
