@@ -16,7 +16,7 @@ from globus_compute_apptainer.build.order import Place
 from globus_compute_apptainer.build.scratch import private_scratch
 from globus_compute_apptainer.config import BuildConfig
 from globus_compute_apptainer.errors import ContainerError, StoreError
-from globus_compute_apptainer.images.completion import ImageBuilder
+from globus_compute_apptainer.images.completion import Completion, ImageBuilder
 from globus_compute_apptainer.images.memory import Memory
 from globus_compute_apptainer.images.record import Seal, manifest_of
 from globus_compute_apptainer.images.relay import Listener, Teller
@@ -38,6 +38,7 @@ class Maker:
 
     :param builder: makes the builder when it is first needed
     :param building: called when the build of a request begins
+    :param completion: begins with the bytecode of what is being made
     """
 
     def __init__(
@@ -49,11 +50,13 @@ class Maker:
         builder: Callable[[], ImageBuilder],
         sink: events.Sink,
         building: Callable[[Request], None],
+        completion: Completion,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._tiers, self._memory = store, tiers, memory
         self._config, self._make_builder, self._sink = config, builder, sink
         self._building, self._clock = building, clock
+        self._completion = completion
         self._slots = Slots(config.concurrency)
         self._builder: ImageBuilder | None = None
 
@@ -125,6 +128,7 @@ class Maker:
             self._store.leases.building(),
             private_scratch(self._config) as scratch,
             self._store.workspace() as work,
+            self._completion.beside() as (bytecode, begin_bytecode),
         ):
             self._store.leases.use(PACKAGES)
             seal = Seal(work / IMAGE, request.cancel)
@@ -134,12 +138,15 @@ class Maker:
                 sink=Teller(held, self._sink),
                 cancel=request.cancel,
                 finished=seal,
+                layered=begin_bytecode,
             )
             seconds = self._clock() - started
             manifest = manifest_of(
                 request.order.image, built, seconds, log_path, request.name
             )
             held.check()
-            return self._store.publish(
+            image = self._store.publish(
                 work / IMAGE, manifest, sealed=seal.done, cancel=request.cancel
             )
+            bytecode.image = image
+            return image
