@@ -48,7 +48,7 @@ def in_use(image: StoredImage, config: ContainersConfig) -> Iterator[None]:
     """
     store = Store(config.cache_dir)
     if store.use(image) is None:
-        raise _missing(f"{image.path} has just been removed")
+        raise missing(f"{image.path} has just been removed")
     try:
         yield
     finally:
