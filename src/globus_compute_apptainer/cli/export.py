@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
         folder = Path(options.folder)
         with _translated(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            with _new(folder / IMAGE) as target:
+            with stored.in_use(image, config), _new(folder / IMAGE) as target:
                 if options.flat:
                     _write_flat(image, target, config, progress)
                 else:

@@ -1,12 +1,14 @@
 """Images in the cache, by whatever name a person has for them.
 
-Runs in ``gc-apptainer``; reads only.
+Runs in ``gc-apptainer``; reads only, but for leases.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from typing import Final
 
 from globus_compute_apptainer.cli import inputs
@@ -36,6 +38,21 @@ def find(argument: str, config: ContainersConfig) -> StoredImage:
     wanted = inputs.wanted(inputs.spec(argument, config), config)
     stored = Store(config.cache_dir).lookup(wanted.image.digest)
     return _one(argument, [] if stored is None else [stored])
+
+
+@contextlib.contextmanager
+def in_use(image: StoredImage, config: ContainersConfig) -> Iterator[None]:
+    """Keep an image from being removed meanwhile.
+
+    :raises ContainerError: it has just been removed (``image-not-built``)
+    """
+    store = Store(config.cache_dir)
+    if store.use(image) is None:
+        raise missing(f"{image.path} has just been removed")
+    try:
+        yield
+    finally:
+        store.leases.close()
 
 
 def named_by_digest(argument: str) -> str | None:

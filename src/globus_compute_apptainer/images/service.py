@@ -109,12 +109,20 @@ class ImageService:
         self._closing = threading.Event()
         self._tiers = Tiers(store, shared)
         memory = Memory(Failures(store.top, store.platform), scope, now)
+        build = self._builder  # the maker's, which begins with the completion
+        self._completion = Completion(store, build, config, self._closing)
         self._maker = Maker(
-            store, self._tiers, memory, config, builder, self._tell, self._move, clock
+            store,
+            self._tiers,
+            memory,
+            config,
+            builder,
+            self._tell,
+            self._move,
+            self._completion,
+            clock,
         )
         self._repair = Repair(store, self._tiers, self._closing)
-        build = self._maker.builder
-        self._completion = Completion(store, build, config, self._closing)
         self._threads = ThreadPoolExecutor(
             config.concurrency + LOCK_WAITERS, thread_name_prefix="image-build"
         )
@@ -265,6 +273,9 @@ class ImageService:
                 "built": self._built,
                 "failed": self._failed,
             }
+
+    def _builder(self) -> ImageBuilder:
+        return self._maker.builder()
 
     def standing(self, digest: str) -> tuple[str, int] | None:
         """The state of the request for a spec's image, and how many wait for it; None

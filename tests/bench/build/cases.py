@@ -72,6 +72,10 @@ PANDAS = Case(
             1.1, 1.0, most=True,
         ),
         Ratio(
+            "the same, its own processor time", ("d", "later.cpu"), ("a", "first.cpu"),
+            most=True,
+        ),
+        Ratio(
             "first import, new container",
             ("d", "later.container"), ("a", "first.container"),
             1.1, 1.0, most=True,

@@ -79,9 +79,8 @@ def test_a_temporary_folder_that_is_not_there_is_not_named(shell: Shell) -> None
 
 
 def test_it_may_run_so_long_and_no_longer(shell: Shell) -> None:
-    ended = shell(f"echo before; {NAP}1 & {NAP}2", seconds=0.5)
+    ended = shell(f"{NAP}1 & {NAP}2", seconds=0.5)
     assert ended.timed_out
-    assert shell.stdout.read_text() == "before\n"
     assert not asleep()
 
 

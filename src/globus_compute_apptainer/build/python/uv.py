@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from globus_compute_apptainer.build import indexes
+from globus_compute_apptainer.build.processors import processors
 from globus_compute_apptainer.build.python import settings, standins
 from globus_compute_apptainer.build.scratch import remove_tree
 
@@ -107,7 +108,10 @@ class HostUv:
         """Neither settings nor credentials of this user but those of the site."""
         home = self.work / "home"
         home.mkdir(exist_ok=True)
+        most = str(processors())
         found = {
+            "UV_CONCURRENT_BUILDS": most,
+            "UV_CONCURRENT_INSTALLS": most,
             **self.job.site.host,
             **_SETTINGS,
             "HOME": str(home),
