@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,10 @@ from typing import Any
 import pytest
 
 Pack = Callable[..., tuple[uuid.UUID, bytes]]
+
+# Shells start background jobs with this ignored, which programs inherit; and some tests
+# are of what programs do on Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 
 def test_the_submit_benchmark_prints_its_tables() -> None:
     script = Path(__file__).with_name("submit.py")
@@ -24,6 +26,35 @@ def test_the_build_benchmark_prints_its_table(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     for row in ("(d) ours, wheels warm: ready", "its layers cached", "by stage"):
         assert row in done.stdout
+
+
+def run_benchmark(work: Path, *options: str) -> str:
+    script = Path(__file__).with_name("run") / "run.py"
+    argv = [sys.executable, str(script), "--rounds", "1", "--work", str(work), *options]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_run_benchmark_prints_its_tables(tmp_path: Path) -> None:
+    names = ("throughput", "sequential", "payload", "first", "switching")
+    cases = [word for name in names for word in ("--case", name)]
+    small = ["--tasks", "20", "--images", "1", "2", "--sides", "host", "ours"]
+    printed = run_benchmark(tmp_path / "work", *cases, *small)
+    for row in (
+        *("ours / host", "p99, ours / host", "ours / apptainer exec"),
+        *("2 images / 1, room for 16", "blocks of workers"),
+    ):
+        assert row in printed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_larger_cases_print_theirs(tmp_path: Path) -> None:
+    cases = ["--case", "new-worker", "--case", "memory", "--case", "endpoint"]
+    printed = run_benchmark(tmp_path / "work", *cases)
+    for row in ("next worker, ms", "PSS, MB", "ours / upstream"):
+        assert row in printed
 
 
 def test_the_store_benchmark_prints_its_table(tmp_path: Path) -> None:

@@ -286,6 +286,42 @@ def test_status_reports_count_images(bed: Bed, with_humanize):
     assert report.global_state["containers"]["waiting_tasks"] == 0
 
 
+def ask(bed: Bed, action: str, **fields: object) -> dict[str, Any]:
+    answer: dict[str, Any] = run(
+        bed, {"container": {"action": action, **fields}}, divide, 1, 0
+    ).result()
+    return answer
+
+
+def test_control_requests_are_answered_by_the_endpoint(bed: Bed, with_humanize):
+    spec = with_humanize["container"]
+    image = ask(bed, "build", spec=spec)
+    assert image["state"] == "ready"
+    status = ask(bed, "status", spec=spec)
+    assert status["image"] == image["image"]
+    assert image["image"] in ask(bed, "list")["images"]
+    assert ask(bed, "log", spec=spec)["lines"]
+    assert ask(bed, "cancel", spec=spec)["cancelled"] == 0
+    by_digest = {"container": image["spec_digest"]}
+    assert run(bed, by_digest, humanized, 1000).result() == "1,000"
+
+
+def test_a_build_can_be_cancelled(bed: Bed, image_registry: str):
+    slow = container(image_registry, post=["sleep 601"])
+    with bed.executor(resource_specification=slow) as executor:
+        future = executor.submit(divide, 1, 1)
+        bed.wait_for_report(
+            lambda r: r.global_state.get("containers", {}).get("building"), WARM
+        )
+        assert ask(bed, "status", spec=slow["container"])["state"] == "building"
+        assert ask(bed, "cancel", spec=slow["container"])["cancelled"] == 1
+        assert isinstance(future.exception(WARM), TaskExecutionFailed)
+    assert error_code(bed, future) == "build-cancelled"
+    bed.wait_for_report(
+        lambda r: r.global_state.get("containers", {}).get("building") == 0, WARM
+    )
+
+
 def test_client_sets_container_for_all_its_tasks(bed: Bed, with_humanize):
     with bed.executor(user_endpoint_config=with_humanize) as executor:
         assert executor.submit(humanized, 1000).result(BUILD) == "1,000"

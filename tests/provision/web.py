@@ -36,6 +36,24 @@ class Web:
         self.answers[path] = answer
         return f"{self.url}{path}"
 
+    def held_back(self, path: str, content: bytes) -> tuple[str, threading.Event]:
+        """Content of which a byte comes every second, and the rest once the event is
+        set: so who fetches it neither has it nor gives it up."""
+        released = threading.Event()
+
+        def answer(request: BaseHTTPRequestHandler) -> None:
+            request.send_response(200)
+            request.send_header("Content-Length", str(len(content)))
+            request.end_headers()
+            sent = 0
+            while sent < len(content) - 1 and not released.wait(1):
+                request.wfile.write(content[sent : sent + 1])
+                sent += 1
+            request.wfile.write(content[sent:])
+
+        self.answers[path] = answer
+        return f"{self.url}{path}", released
+
     def status(self, path: str, status: int, **headers: str) -> str:
         def answer(request: BaseHTTPRequestHandler) -> None:
             request.send_response(status)

@@ -10,7 +10,7 @@ import pytest
 
 from globus_compute_apptainer import events
 from globus_compute_apptainer.build.layer import Layer
-from globus_compute_apptainer.build.order import Built, Order, Place
+from globus_compute_apptainer.build.order import Built, Compile, Order, Place
 from globus_compute_apptainer.build.probe import Probe
 from globus_compute_apptainer.errors import BuildError
 from globus_compute_apptainer.store.index import SIF_MAGIC, SIF_MAGIC_AT
@@ -26,6 +26,7 @@ class FakeBuilder:
         self.orders: list[Order] = []
         self.layers: tuple[Layer, ...] = ()
         self.compiled: list[Path] = []
+        self.early: Compile | None = None
         self.error: Exception | None = None
         self.compile_error: Exception | None = None
         self.gate = threading.Event()
@@ -41,6 +42,7 @@ class FakeBuilder:
         sink: events.Sink,
         cancel: threading.Event,
         finished: Callable[[], None],
+        layered: Callable[[Compile], None],
     ) -> Built:
         image = order.image
         self.orders.append(order)
@@ -55,6 +57,8 @@ class FakeBuilder:
         text = (
             SIF + b"not a real image: " + image.canonical() + b"%d" % len(self.builds)
         )
+        if self.early is not None:
+            layered(self.early)
         place.target.write_bytes(text)
         finished()
         probe = Probe("/usr/bin/python3", "3.11.2", "Fake Linux", "glibc", (), True)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from globus_compute_apptainer.config import ContainersConfig
+from globus_compute_apptainer.config import ContainersConfig, RunConfig
 from globus_compute_apptainer.errors import ConfigError
 
 ENV = {"HOME": "/home/u", "SCRATCH": "/scratch/u"}
@@ -23,7 +23,7 @@ def test_an_absent_block_means_defaults() -> None:
     assert config.cache_dir.is_absolute()
     assert config.default_base == "docker://python:{python}-slim"
     assert config.build.concurrency == 2
-    assert config.run.warm_per_worker == 2
+    assert config.run.warm_per_worker == 4
     assert config.policy.allow_post is False
     assert config.default_container is None
 
@@ -33,7 +33,16 @@ def test_units_paths_and_nested_blocks_are_read() -> None:
         {
             "cache_dir": "$SCRATCH/images",
             "build": {"timeout": "30m", "concurrency": 3, "tmp_dir": "${SCRATCH}/t"},
-            "run": {"warm_per_worker": 1, "options": ["--nv"]},
+            "run": {
+                "warm_per_worker": 1,
+                "warm_per_node": 3,
+                "idle_timeout": "10m",
+                "isolation": "task",
+                "preload": ["numpy", "scipy.linalg"],
+                "stage_to": "$TMPDIR/images",
+                "stage_size": "5GB",
+                "options": ["--nv"],
+            },
             "policy": {"max_image_size": "20GB", "allow_post": True},
             "images": {"ml": {"base_image": "python:3.11", "pip": ["numpy"]}},
             "default_container": "ml",
@@ -43,7 +52,16 @@ def test_units_paths_and_nested_blocks_are_read() -> None:
     assert config.build.timeout == 1800.0
     assert config.build.tmp_dir == Path("/scratch/u/t")
     assert config.build.max_image_size == 20 * 1000**3
-    assert config.run.options == ("--nv",)
+    assert config.run == RunConfig(
+        warm_per_worker=1,
+        warm_per_node=3,
+        idle_timeout=600.0,
+        isolation="task",
+        preload=("numpy", "scipy.linalg"),
+        stage_to="$TMPDIR/images",
+        stage_size=5 * 1000**3,
+        options=("--nv",),
+    )
     assert config.policy.allow_post is True
     assert config.default_container == "ml"
 
@@ -68,7 +86,7 @@ def test_unknown_keys_are_refused_with_the_nearest(
 
 
 @pytest.mark.parametrize(
-    "raw", [{"prestart": True}, {"run": {"isolation": "task"}}, {"registry": "x"}]
+    "raw", [{"prestart": True}, {"build": {"on": "worker"}}, {"registry": "x"}]
 )
 def test_keys_of_later_versions_are_refused_not_ignored(raw: object) -> None:
     with pytest.raises(ConfigError, match="not supported by this version"):
@@ -93,6 +111,9 @@ def test_keys_of_later_versions_are_refused_not_ignored(raw: object) -> None:
         ({"cache_dir": "/a:b"}, "cache_dir"),
         ({"cache_dir": "/a,b"}, "cache_dir"),
         ({"build": {"strategy": "thick"}}, "build.strategy"),
+        ({"journal": "maybe"}, "journal"),
+        ({"journal": []}, "journal"),
+        ({"remove_dead_pid_file": "no"}, "remove_dead_pid_file"),
         ({"refresh": "soon"}, "refresh"),
         ({"images": {"ml": {"pipp": []}}}, "images.ml.pipp"),
         ({"default_container": "absent"}, "default_container"),
@@ -104,6 +125,12 @@ def test_keys_of_later_versions_are_refused_not_ignored(raw: object) -> None:
         ({"run": {"options": ["--compat"]}}, "run.options"),
         ({"run": {"options": ["-B/etc:/x"]}}, "run.options"),
         ({"run": {"options": ["-eC"]}}, "run.options"),
+        ({"run": {"isolation": "node"}}, "run.isolation"),
+        ({"run": {"preload": ["import os"]}}, "run.preload"),
+        ({"run": {"preload": "numpy"}}, "run.preload"),
+        ({"run": {"stage_to": "relative"}}, "run.stage_to"),
+        ({"run": {"stage_size": "0GB"}}, "run.stage_size"),
+        ({"run": {"warm_per_node": 0}}, "run.warm_per_node"),
         ({"policy": {"binds": ["scratch"]}}, "policy.binds"),
         ({"policy": {"local_images": ["$NOWHERE"]}}, "policy.local_images"),
         ({"apptainer": "bin/apptainer"}, "apptainer"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pwd
+import shlex
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,12 +13,17 @@ import jsonschema
 import pytest
 import yaml
 from globus_compute_endpoint.endpoint.config.utils import render_config_user_template
+from globus_compute_endpoint.engines import GlobusComputeEngine
+from parsl.providers import LocalProvider
 
+from globus_compute_apptainer.cli import inputs, main
 from globus_compute_apptainer.config import ContainersConfig
 
 TEMPLATES = Path(__file__).parents[2] / "endpoint_templates"
 TEMPLATE = "user_config_template.yaml.j2"
 ALL = sorted(path.name for path in TEMPLATES.iterdir() if path.is_dir())
+STOCK = "stock-engine"
+OURS = [name for name in ALL if name != STOCK]
 
 
 def render(name: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -37,7 +43,7 @@ def render(name: str, options: dict[str, Any]) -> dict[str, Any]:
     return loaded
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", OURS)
 def test_it_renders_to_a_block_that_parses(name: str) -> None:
     engine = render(name, {})["engine"]
     assert engine["type"] == "ApptainerEngine"
@@ -50,7 +56,7 @@ def test_the_environment_file_is_yaml(name: str) -> None:
     assert yaml.safe_load(text) in (None, {})
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize(
     "container",
     [
@@ -76,3 +82,35 @@ def test_a_clients_spec_arrives_unchanged_and_cannot_leave_its_place(
 def test_unknown_options_are_refused(name: str) -> None:
     with pytest.raises(jsonschema.ValidationError):
         render(name, {"contianer": {"pip": ["x"]}})
+
+
+def stock_command(options: dict[str, Any]) -> list[str]:
+    """What the stock engine makes of the template, before Parsl fills it in."""
+    block = render(STOCK, options)["engine"]
+    assert block.pop("type") == "GlobusComputeEngine"
+    engine = GlobusComputeEngine(**{**block, "provider": LocalProvider()})
+    engine.run_dir = "/run/dir"
+    return shlex.split(engine.containerized_launch_cmd())
+
+
+def test_the_stock_engine_starts_its_workers_through_run_worker() -> None:
+    command = stock_command({"image": "ml-2.1"})
+    cut = command.index("--")
+    assert command[cut + 1 : cut + 3] == ["globus-compute-endpoint", "python-exec"]
+    options = main._parse(command[1:])
+    assert command[0] == "gc-apptainer" and options.verb == "run-worker"
+    assert (options.image, options.bind) == ("ml-2.1", ["/run/dir"])
+    assert main._parse(stock_command({})[1:]).image == "default"
+
+
+def test_the_stock_engines_images_parse_and_have_a_worker() -> None:
+    config = inputs.settings(str(TEMPLATES / STOCK / "containers.yaml"), None).config
+    assert config.images["default"].pip[0].startswith("globus-compute-endpoint==")
+
+
+@pytest.mark.parametrize(
+    "image", ["", "a b", "a;b", "$(x)", "-x", "a\n", "../x", "a" * 129, "{x}", "'", 1]
+)
+def test_nothing_but_a_name_gets_into_the_command(image: Any) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        render(STOCK, {"image": image})

@@ -22,7 +22,7 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -32,7 +32,16 @@ from globus_compute_apptainer.errors import HostError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["ALONE", "Apptainer", "Completed", "Mode", "bind", "choose_mode", "run"]
+__all__ = [
+    "ALONE",
+    "Apptainer",
+    "Completed",
+    "Mode",
+    "bind",
+    "choose_mode",
+    "is_exportable",
+    "run",
+]
 
 OLDEST: Final = (1, 1)
 VERSION_TIMEOUT_SECONDS: Final = 60.0
@@ -116,7 +125,8 @@ class Apptainer:
     """An installed Apptainer and the options that this machine and user need.
 
     :param path: absolute path of the program
-    :param version: as it names itself, such as ``1.4.5`` or ``1.3.6-1.el9``
+    :param version: as it names itself, such as ``1.4.5`` or ``1.3.6-1.el9``; empty if
+        it was not asked
     :param exec_flags: always given to ``exec``
     :param build_flags: always given to ``build``
     """
@@ -139,6 +149,17 @@ class Apptainer:
         :raises HostError: there is none (``apptainer-missing``), it does not run
             (``apptainer-broken``), or it is older than 1.1 (``apptainer-too-old``)
         """
+        found = cls.located(program)
+        return replace(
+            found, version=parse_version(found.path, _ask_version(found.path))
+        )
+
+    @classmethod
+    def located(cls, program: str | None = None) -> Apptainer:
+        """As :meth:`find`, but nothing is run: the version is not known (``""``).
+
+        :raises HostError: there is none (``apptainer-missing``)
+        """
         search = f"{os.environ.get('PATH', '')}:{USUAL_FOLDERS}"
         path = shutil.which(program or "apptainer", path=search)
         if path is None:
@@ -148,11 +169,8 @@ class Apptainer:
                 "as `apptainer` in the `containers:` block",
                 code="apptainer-missing",
             )
-        version = parse_version(path, _ask_version(path))
         mode = choose_mode(os.geteuid(), _effective_capabilities(), _last_capability())
-        return cls(
-            str(Path(path).absolute()), version, mode.exec_flags, mode.build_flags
-        )
+        return cls(str(Path(path).absolute()), "", mode.exec_flags, mode.build_flags)
 
     def exec_argv(
         self,
@@ -234,10 +252,15 @@ class Apptainer:
             if name not in _SCRUBBED and not name.startswith(_SCRUBBED_PREFIXES)
         }
         for name, value in (inside or {}).items():
-            if not _NAME.match(name):
+            if not is_exportable(name):
                 raise ValueError(f"not a name of an environment variable: {name!r}")
             kept[f"APPTAINERENV_{name}"] = value
         return {**kept, **extra}
+
+
+def is_exportable(name: str) -> bool:
+    """Whether this can be the name of a variable that goes inside."""
+    return _NAME.match(name) is not None
 
 
 def without_proxies(environment: Mapping[str, str]) -> dict[str, str]:

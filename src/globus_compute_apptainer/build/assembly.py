@@ -64,6 +64,16 @@ class Assembly:
         return bool(self.reason)
 
     @property
+    def below(self) -> Below:
+        """The base, and the layers that are laid over it."""
+        return self._below
+
+    @property
+    def compiles(self) -> bool:
+        """Whether its bytecode is a layer of its own: flat images have it inside."""
+        return not self.flat and any(one.kind in {"pip", "conda"} for one in self._made)
+
+    @property
     def made(self) -> tuple[Layer, ...]:
         """Every layer of the image, lowest first, laid over it or flattened in."""
         return tuple(self._made)
@@ -108,20 +118,30 @@ class Assembly:
         self.reason = reason
         self.job.transcript.note(f"building a flat image: {reason}")
 
-    def write(self, target: Path) -> None:
-        """Run post, and write the image file.
+    def add_post(self) -> None:
+        """Make the layer of post, the last; a flat image runs it when it is written.
 
-        :raises BuildError: post fails, or the file cannot be written
+        :raises BuildError: it fails
         """
-        if not self.flat:
-            try:
-                self._add_post()
-                self.job.enter("pack", "put base and layers together")
-                sif_with(self.job, self._below.sif, self._below.layers, target)
-                return
-            except OverlayUnsuitableError as error:
-                self.make_flat(str(error))
-        self._flatten(target, post=True)
+        wanted = self._wanted
+        if self.flat or wanted is None or not (wanted.post or wanted.post_build):
+            return
+        self.job.enter("post")
+        try:
+            self._lay_post(wanted)
+        except OverlayUnsuitableError as error:
+            self.make_flat(str(error))
+
+    def write(self, target: Path) -> None:
+        """Write the image file.
+
+        :raises BuildError: it cannot be written, or post fails
+        """
+        if self.flat:
+            self._flatten(target, post=True)
+            return
+        self.job.enter("pack", "put base and layers together")
+        sif_with(self.job, self._below.sif, self._below.layers, target)
 
     def _check_python(self, *, last: bool) -> None:
         """Say early what cannot become right any more.
@@ -152,9 +172,8 @@ class Assembly:
         self.job.enter("apt")
         if not self.flat:
             try:
-                self._lay(
-                    apt_layer(self.job, self._below, packages, self._shelves.layers)
-                )
+                layers, cache = self._shelves.layers, self._shelves.packages
+                self._lay(apt_layer(self.job, self._below, packages, layers, cache))
             except OverlayUnsuitableError as error:
                 self.make_flat(str(error))
         if self.flat:
@@ -202,11 +221,7 @@ class Assembly:
         if layer is not None:
             self._lay(layer)
 
-    def _add_post(self) -> None:
-        wanted = self._wanted
-        if wanted is None or not (wanted.post or wanted.post_build):
-            return
-        self.job.enter("post")
+    def _lay_post(self, wanted: Wanted) -> None:
         self._lay(
             post_layer(
                 self.job,

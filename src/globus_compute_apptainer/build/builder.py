@@ -21,7 +21,15 @@ from globus_compute_apptainer.build.assembly import Assembly
 from globus_compute_apptainer.build.bases.base import Base, Bases
 from globus_compute_apptainer.build.job import Job
 from globus_compute_apptainer.build.layer import HOME, PAYLOAD, layer_key
-from globus_compute_apptainer.build.order import STAGES, Built, Order, Place, Shelves
+from globus_compute_apptainer.build.order import (
+    STAGES,
+    Built,
+    Compile,
+    Order,
+    Place,
+    Shelves,
+    ignore,
+)
 from globus_compute_apptainer.build.payload.payload import fetch
 from globus_compute_apptainer.build.python import bytecode
 from globus_compute_apptainer.build.record import lock
@@ -32,6 +40,7 @@ from globus_compute_apptainer.errors import BuildError
 if TYPE_CHECKING:
     from globus_compute_apptainer import events
     from globus_compute_apptainer.build.apptainer import Apptainer
+    from globus_compute_apptainer.build.layers import Below
     from globus_compute_apptainer.build.probe import Probe
     from globus_compute_apptainer.build.site import SiteAccess
     from globus_compute_apptainer.config import BuildConfig
@@ -59,6 +68,7 @@ class Builder:
         sink: events.Sink,
         cancel: threading.Event,
         finished: Callable[[], None] = lambda: None,
+        layered: Callable[[Compile], None] = ignore,
     ) -> Built:
         """Build an image into ``place.target``.
 
@@ -68,6 +78,8 @@ class Builder:
         :param cancel: ends the build once set
         :param finished: called in a thread of its own as soon as the file is whole,
             while it is still looked into; this waits for it
+        :param layered: called as soon as the layers of an image with Python packages
+            are whole, with what compiles them; that needs nothing of ``place``
         :raises BuildError: with stage, command, the last lines, and a hint for
             causes that are known
         :raises SpecError: the payload's own files are not acceptable
@@ -76,7 +88,7 @@ class Builder:
         with _opened(place.log) as file:
             job = self._job(order, place, file, sink, cancel)
             try:
-                built = self._steps(job, order, place.target, finished)
+                built = self._steps(job, order, place.target, finished, layered)
             except BuildError as error:
                 if order.locked is not None:
                     error = lock.unavailable(error)
@@ -118,6 +130,27 @@ class Builder:
             cancel=cancel,
         )
 
+    def _compile(self, below: Below) -> Compile:
+        """What compiles the layers of an image in the making, from the shelf."""
+
+        def compile_layers(
+            target: Path, scratch: Path, cancel: threading.Event
+        ) -> bool:
+            return bytecode.compile_bytecode(
+                self._apptainer,
+                below.sif,
+                [HOME, PAYLOAD],
+                None,
+                target,
+                scratch,
+                key=layer_key("bytecode", below=below.keys),
+                timeout=self._config.timeout,
+                cancel=cancel,
+                options=below.overlays,
+            )
+
+        return compile_layers
+
     def _job(
         self,
         order: Order,
@@ -148,13 +181,21 @@ class Builder:
         )
 
     def _steps(
-        self, job: Job, order: Order, target: Path, finished: Callable[[], None]
+        self,
+        job: Job,
+        order: Order,
+        target: Path,
+        finished: Callable[[], None],
+        layered: Callable[[Compile], None],
     ) -> Built:
         payload = fetch(job)
         wishes = wanted(order.image, payload.ingested if payload else None)
         base = self._bases.get(job)
         assembly = Assembly(job, self._shelves, base, order.locked)
         assembly.add(wishes, payload)
+        assembly.add_post()
+        if assembly.compiles:
+            layered(self._compile(assembly.below))
         found = self._complete(assembly, target, finished)
         return self._built(job, order, base, assembly, found)
 

@@ -192,6 +192,13 @@ _RULES: Final = (
         _PIP,
     ),
     _Rule(
+        r"Bad CRC \(got|Failed to (extract archive|read metadata|unzip wheel): ",
+        "hash-mismatch",
+        "a package's file is damaged",
+        "try again; if it stays so, the index, or a proxy, has a damaged file",
+        _PIP,
+    ),
+    _Rule(
         r"(was|were) yanked",
         "package-not-found",
         "the only version that fits has been withdrawn (yanked) from the index",
@@ -240,7 +247,8 @@ _RULES: Final = (
         r"Connection refused|error sending request|Failed to fetch|dns error"
         r"|Could not connect|Request failed after|NewConnectionError|Max retries"
         r"|Temporary failure in name resolution|Network is unreachable"
-        r"|operation timed out|Read timed out|HTTP status (client|server) error",
+        r"|operation timed out|Read timed out|HTTP status (client|server) error"
+        r"|error reading a body from connection|request or response body error",
         "index-unreachable",
         "the package index cannot be reached from builds",
         "check this site's pip, uv and proxy settings, or set them as `build.env`",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -48,6 +49,15 @@ class Order:
     policy: Policy | None = None
     fresh: bool = False
     locked: Lock | None = None
+
+
+Compile = Callable[[Path, Path, threading.Event], bool]
+"""Makes bytecode: the squashfs file to write, a scratch directory, what ends it;
+whether the file is there then."""
+
+
+def ignore(_compile: Compile) -> None:
+    """For those who do not want bytecode while an image is being made."""
 
 
 @dataclass(frozen=True)

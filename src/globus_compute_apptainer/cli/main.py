@@ -57,6 +57,13 @@ _ORIGIN_HELP = (
 )
 _IMAGE_HELP = "digest of image or spec (8 digits are enough), name, or spec"
 _TRY_USAGE = "gc-apptainer try [options] SPEC -- python FILE.py:FUNCTION [ARG ...]"
+_RUN_USAGE = (
+    "gc-apptainer run-worker [options] (--spec SPEC | --image IMAGE) -- COMMAND"
+)
+_AFTER_DASHES = {  # verb: what has to stand there
+    "try": f"a function: {_TRY_USAGE}",
+    "run-worker": f"a command: {_RUN_USAGE}",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,9 +108,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     options = _parser().parse_args(arguments[:cut])
     options.command = arguments[cut + 1 :]
-    if options.verb == "try" and not options.command:
-        _parser().error(f"try needs a function: {_TRY_USAGE}")
-    if options.verb != "try" and options.command:
+    needed = _AFTER_DASHES.get(options.verb, "")
+    if needed and not options.command:
+        _parser().error(f"{options.verb} needs {needed}")
+    if options.command and not needed:
         _parser().error(f"{options.verb} takes nothing after --")
     return options
 
@@ -141,11 +149,34 @@ def _parser() -> argparse.ArgumentParser:
     )
     attempt.usage = _TRY_USAGE
     attempt.add_argument("spec", metavar="SPEC", help=_SPEC_HELP)
-    for verb in (build, export, attempt):
+    worker = _add_verb(
+        verbs, "run-worker", "become a program, such as a worker pool, in an image"
+    )
+    _add_run_options(worker)
+    for verb in (build, export, attempt, worker):
         verb.add_argument(
             "-v", "--verbose", action="store_true", help="show the build's output"
         )
     return parser
+
+
+def _add_run_options(worker: argparse.ArgumentParser) -> None:
+    worker.usage = _RUN_USAGE
+    what = worker.add_mutually_exclusive_group(required=True)
+    what.add_argument("--spec", metavar="SPEC", help=_SPEC_HELP)
+    what.add_argument(
+        "--image",
+        metavar="IMAGE",
+        help="name of an image that the configuration defines, then built; or, of one "
+        "in the cache, its digest or name",
+    )
+    worker.add_argument(
+        "--bind",
+        metavar="SOURCE[:TARGET[:ro]]",
+        action="append",
+        default=[],
+        help="a directory to show inside, too; may be repeated",
+    )
 
 
 def _add_upkeep(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -216,7 +247,7 @@ def _add_verb(
 
 
 def _verb(name: str) -> Callable[[argparse.Namespace], int]:
-    module = "try_" if name == "try" else name
+    module = "try_" if name == "try" else name.replace("-", "_")
     run: Callable[[argparse.Namespace], int]
     run = importlib.import_module(f"{__package__}.{module}").run
     return run

@@ -33,7 +33,7 @@ def find(argument: str, config: ContainersConfig) -> StoredImage:
     if not _is_spec(argument, config):
         found = [i for i in _images(config) if i.manifest.name == argument]
         if not found:
-            raise _missing(f"no image in the cache is named {argument!r:.80}")
+            raise missing(f"no image in the cache is named {argument!r:.80}")
         return max(found, key=lambda image: image.manifest.created)
     wanted = inputs.wanted(inputs.spec(argument, config), config)
     stored = Store(config.cache_dir).lookup(wanted.image.digest)
@@ -48,7 +48,7 @@ def in_use(image: StoredImage, config: ContainersConfig) -> Iterator[None]:
     """
     store = Store(config.cache_dir)
     if store.use(image) is None:
-        raise _missing(f"{image.path} has just been removed")
+        raise missing(f"{image.path} has just been removed")
     try:
         yield
     finally:
@@ -95,10 +95,11 @@ def _one(argument: str, found: list[StoredImage]) -> StoredImage:
             hint=f"give more digits: {digests}",
             code="image-not-built",
         )
-    raise _missing(f"there is no image of {argument:.80} in the cache")
+    raise missing(f"there is no image of {argument:.80} in the cache")
 
 
-def _missing(message: str) -> ContainerError:
+def missing(message: str) -> ContainerError:
+    """The error of an image that is not in the cache."""
     return ContainerError(
         message,
         hint="gc-apptainer build SPEC makes it; gc-apptainer images lists all",

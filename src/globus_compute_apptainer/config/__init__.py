@@ -22,8 +22,12 @@ from globus_compute_apptainer.config.values import (
     environment,
     flag,
     hosts,
+    isolation,
+    journal,
     mirror,
     mirrors,
+    modules,
+    node_folder,
     options,
     seconds,
     size,
@@ -85,12 +89,26 @@ class BuildConfig:
 class RunConfig:
     """How containers run on the workers.
 
-    :param warm_per_worker: containers that one worker keeps running
+    :param warm_per_worker: images for which one worker keeps a process
+    :param warm_per_node: containers that one node keeps for its workers
+    :param idle_timeout: seconds without a task after which a container ends
+    :param isolation: ``worker``: one process runs many tasks of one worker; ``task``:
+        every task has its own
+    :param preload: modules that every container imports before it runs tasks
+    :param stage_to: folder on each node that images are copied to; None: they are
+        used from the cache
+    :param stage_size: bytes that the copies on one node may take
     :param options: further options of ``apptainer exec``
     :param start_timeout: seconds that a container may take to start
     """
 
-    warm_per_worker: int = 2
+    warm_per_worker: int = 4
+    warm_per_node: int = 16
+    idle_timeout: float = 300.0
+    isolation: str = "worker"
+    preload: tuple[str, ...] = ()
+    stage_to: str | None = None
+    stage_size: int = 20_000_000_000
     options: tuple[str, ...] = ()
     start_timeout: float = 120.0
 
@@ -106,6 +124,10 @@ class ContainersConfig:
     :param images: the admin's own images by name; policy does not bind them
     :param default_container: for tasks that attach none: a name of ``images``, or
         a spec, which policy binds (a template may pass a client's on)
+    :param journal: whether tasks that wait for an image are kept on disk: ``on``,
+        ``off``, or ``auto``: unless the endpoint is a high-assurance one
+    :param remove_dead_pid_file: whether a start removes upstream's pid file where the
+        process that wrote it is proven dead
     """
 
     cache_dir: Path
@@ -117,6 +139,8 @@ class ContainersConfig:
     policy: Policy = field(default_factory=Policy)
     images: Mapping[str, model.ContainerSpec] = field(default_factory=dict)
     default_container: model.ContainerSpec | str | None = None
+    journal: str = "auto"
+    remove_dead_pid_file: bool = True
     max_cache_size: int | None = None
     shared_caches: tuple[Path, ...] = ()
 
@@ -143,6 +167,8 @@ class ContainersConfig:
             run=_run(top.block("run")),
             policy=_policy(policy),
             images=top.take("images", _images) or {},
+            journal=top.take("journal", journal) or cls.journal,
+            remove_dead_pid_file=top.take("remove_dead_pid_file", flag) is not False,
             max_cache_size=top.take("max_cache_size", size),
             shared_caches=top.take("shared_caches", top.overlay_paths) or (),
         )
@@ -176,6 +202,12 @@ def _run(block: Block) -> RunConfig:
     default = RunConfig()
     return RunConfig(
         warm_per_worker=block.take("warm_per_worker", count) or default.warm_per_worker,
+        warm_per_node=block.take("warm_per_node", count) or default.warm_per_node,
+        idle_timeout=block.take("idle_timeout", seconds) or default.idle_timeout,
+        isolation=block.take("isolation", isolation) or default.isolation,
+        preload=block.take("preload", modules) or (),
+        stage_to=block.take("stage_to", node_folder),
+        stage_size=block.take("stage_size", size) or default.stage_size,
         options=block.take("options", options) or (),
         start_timeout=block.take("start_timeout", seconds) or default.start_timeout,
     )

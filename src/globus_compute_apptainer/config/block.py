@@ -16,10 +16,7 @@ from globus_compute_apptainer.errors import ConfigError
 
 T = TypeVar("T")
 
-_LATER = frozenset(
-    "registry prestart build.on"
-    " run.idle_timeout run.stage_to run.isolation policy.pip_indexes".split()
-)
+_LATER = frozenset("registry prestart build.on policy.pip_indexes".split())
 
 
 class Block:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 
 from globus_compute_apptainer.errors import ConfigError
+from globus_compute_apptainer.spec.fields import module
 from globus_compute_apptainer.spec.matchspec import channel
 from globus_compute_apptainer.spec.refusal import Refusal
 
@@ -23,7 +24,9 @@ _OPTIONS = frozenset(
     " --network-args --uts --userns --no-home --no-privs --drop-caps --nv --nvccli"
     " --rocm --scratch --writable-tmpfs".split()
 )
+_ISOLATION = ("worker", "task")
 _STRATEGIES = ("auto", "layered", "flat")
+_JOURNALS = ("auto", "on", "off")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?")
 _MIRROR = re.compile(r"(https?://[^/\s]+|file://)(/[^\s?#]*)?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -86,10 +89,44 @@ def environment(value: object) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(value.items()))
 
 
+def isolation(value: object) -> str:
+    if value not in _ISOLATION:
+        raise wrong("", value, "one of " + ", ".join(_ISOLATION))
+    return str(value)
+
+
+def modules(value: object) -> tuple[str, ...]:
+    """Names of Python modules."""
+    return tuple(_module(name) for name in texts(value))
+
+
+def _module(name: str) -> str:
+    try:
+        return module(name)
+    except Refusal as refusal:
+        hint = refusal.hint
+        raise ConfigError(f"{name!r:.80} {refusal.reason}", hint=hint) from None
+
+
+def node_folder(value: object) -> str:
+    """A folder of compute nodes; variables in it are theirs."""
+    if not text(value).startswith(("/", "$")):
+        raise wrong("", value, "an absolute path, or $NAME of a variable of the nodes")
+    return text(value)
+
+
 def strategy(value: object) -> str:
     if value not in _STRATEGIES:
         raise wrong("", value, "one of " + ", ".join(_STRATEGIES))
     return str(value)
+
+
+def journal(value: object) -> str:
+    """YAML reads a bare ``on`` as true."""
+    written = ("off", "on")[value] if isinstance(value, bool) else value
+    if written not in _JOURNALS:
+        raise wrong("", value, "one of " + ", ".join(_JOURNALS))
+    return str(written)
 
 
 def hosts(value: object) -> tuple[str, ...]:

@@ -14,14 +14,17 @@ import os
 import platform
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 from globus_compute_apptainer import events
 from globus_compute_apptainer.config import ContainersConfig
-from globus_compute_apptainer.endpoint import upstream
+from globus_compute_apptainer.endpoint import control, interchange, pidfile, upstream
+from globus_compute_apptainer.endpoint.progress import Progress
 from globus_compute_apptainer.endpoint.requests import Requests, Wanted, split
+from globus_compute_apptainer.endpoint.waiting import WaitingTasks, open_waiting
 from globus_compute_apptainer.endpoint.watch import Watch
 from globus_compute_apptainer.errors import ContainerError, internal
 from globus_compute_apptainer.images import ImageService, Ready, open_service
@@ -48,31 +51,58 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
     ``submit_payload`` never overlap, whichever thread makes them (Parsl's outgoing
     socket has no lock of its own).
 
-    Non-guarantees: tasks that wait for an image are lost when this process is
-    killed; on an orderly shutdown they end in an error.
+    Tasks that wait for an image outlive this process when it is killed
+    (:mod:`.waiting`); on an orderly shutdown they end in an error. While anything is
+    built or waits, the endpoint's idle shutdown does not end it (:mod:`.interchange`).
     """
 
     def __init__(
         self, *args: Any, containers: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         # Called while the configuration is loaded, before the endpoint daemonises:
-        # no file is opened and nothing is started here.
+        # no file stays open and nothing is started here.
         self.containers = containers
         self._config = ContainersConfig.parse(containers)
+        if self._config.remove_dead_pid_file:  # later, upstream has refused to start
+            pidfile.remove_if_dead(os.environ)
         self._handover = threading.Lock()
         self._images: ImageService | None = None
+        self._waiting: WaitingTasks | None = None
+        self._high_assurance = False
         # Replaced by those who want to watch builds, before `start`.
         self.event_sink: events.Sink = _log_event
-        self._requests = Requests(self._config, _default_python())
+        self._requests = Requests(self._config, _default_python(), self._stored)
+        self._controls: control.Controls | None = None
         super().__init__(*args, **kwargs)
 
     def start(self, *args: Any, **kwargs: Any) -> None:
-        """Start the stock engine and, without touching disk yet, the images."""
+        """Start the stock engine and the images; resubmit the tasks that waited for
+        one when the last process of this endpoint was killed."""
         upstream.log_with_the_endpoint()
         if problem := upstream.outside_window():
             log.warning(problem)
-        self._images = open_service(self._config, os.environ, self.event_sink)
+        progress = Progress(self.event_sink)
+        self._images = open_service(self._config, os.environ, progress)
+        self._controls = control.Controls(self._requests, self._images, progress)
         super().start(*args, **kwargs)
+        self._waiting = open_waiting(Path(self.run_dir), journaled=self._journaled())
+        pidfile.claim(Path(self.run_dir))
+        ours = interchange.starting()
+        if ours is not None:
+            interchange.keep_while_busy(ours, self._busy)
+        self._waiting.resubmit(self.submit, lambda f: interchange.allows(ours, f))
+
+    def assert_ha_compliant(self) -> None:
+        """The stock engine's; asked only on a high-assurance endpoint, before the
+        start."""
+        super().assert_ha_compliant()
+        self._high_assurance = True
+
+    def _journaled(self) -> bool:
+        """A task's code and arguments are not for the disk of a high-assurance
+        endpoint, unless its admin says so."""
+        asked = self._config.journal
+        return asked == "on" or (asked == "auto" and not self._high_assurance)
 
     def submit(
         self,
@@ -91,8 +121,14 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         if plain or not self._executor_accepts(rest):
             super().submit(task_f, packed_task, rest, result_serializers)
             return
+        tasks = self._waiting
+        assert tasks is not None, "the engine was started"  # noqa: S101
+        if tasks.joined(task_f):
+            return
 
-        def attempt(ready: Ready, wanted: Wanted) -> Callable[[], Any]:
+        def attempt(
+            task_f: upstream.GCFuture, ready: Ready, wanted: Wanted
+        ) -> Callable[[], Any]:
             return upstream.attempt(
                 self,
                 task_f,
@@ -103,60 +139,121 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
                 container=self._order(ready, wanted).to_wire(),
             )
 
+        def wait() -> None:
+            tasks.enter(task_f, packed_task, resource_specification, result_serializers)
+
         with _errors_to(task_f):
-            wanted = self._requests.wanted(attached)
-            if wanted is not None:
-                self._run(task_f, wanted, attempt)
+            if (asked := control.parse(attached)) is not None:
+                self._control(task_f, asked, result_serializers, wait)
+            elif (wanted := self._requests.wanted(attached)) is not None:
+                self._run(task_f, wanted, attempt, wait)
 
     def _run(
         self,
         task_f: upstream.GCFuture,
         wanted: Wanted,
-        attempt: Callable[[Ready, Wanted], Callable[[], Any]],
+        attempt: Callable[[upstream.GCFuture, Ready, Wanted], Callable[[], Any]],
+        wait: Callable[[], None],
     ) -> None:
         """Hand the task over once its image is ready, and watch over the image."""
         images = self._images
         assert images is not None, "submit() made sure that the engine was started"  # noqa: S101
-        watch = Watch(
-            images,
-            task_f,
-            lambda ready: attempt(ready, wanted),
-            lambda then: self._when_ready(task_f, wanted, then),
-        )
 
-        def hand_over(ready: Ready) -> None:
-            upstream.hand_over(self, task_f, watch.first(ready))
+        def hand_over(waited: upstream.GCFuture, ready: Ready) -> None:
+            watch = Watch(
+                images,
+                waited,
+                lambda ready: attempt(waited, ready, wanted),
+                lambda then: self._when_ready(
+                    waited, wanted, lambda _, ready: then(ready)
+                ),
+            )
+            upstream.hand_over(self, waited, watch.first(ready))
 
-        self._when_ready(task_f, wanted, hand_over)
+        self._when_ready(task_f, wanted, hand_over, wait)
+
+    def _control(
+        self,
+        task_f: upstream.GCFuture,
+        asked: control.Control,
+        serializers: list[str] | None,
+        wait: Callable[[], None],
+    ) -> None:
+        """Answer a control request: ``build`` when the image is ready."""
+        controls = self._controls
+        assert controls is not None, "submit() made sure that the engine was started"  # noqa: S101
+
+        def answer(task_f: upstream.GCFuture, value: Mapping[str, Any]) -> None:
+            packed = upstream.value_result(task_f.gc_task_id, value, serializers)
+            task_f.set_result(packed)
+
+        def reply(found: Mapping[str, Any] | Exception) -> None:
+            with _errors_to(task_f):
+                if isinstance(found, Exception):
+                    raise found
+                answer(task_f, found)
+
+        if asked.action == "build":
+            self._when_ready(
+                task_f,
+                controls.wanted(asked),
+                lambda waited, ready: answer(waited, control.built(ready)),
+                wait,
+                fresh=asked.force,
+            )
+        else:
+            controls.answer(asked, reply)
+
+    def _stored(self, digest: str) -> Mapping[str, Any] | None:
+        ready = self._images and self._images.cached(digest)
+        return ready.image.manifest.spec if ready else None
 
     def _when_ready(
         self,
         task_f: upstream.GCFuture,
         wanted: Wanted,
-        hand_over: Callable[[Ready], None],
+        hand_over: Callable[[upstream.GCFuture, Ready], None],
+        wait: Callable[[], None] | None = None,
+        *,
+        fresh: bool = False,
     ) -> None:
-        """Call ``hand_over`` with the image: at once if cached, else when built."""
+        """Call ``hand_over`` with the image: at once if cached, else when built, after
+        a call of ``wait``. Its future may be that of a later delivery."""
         images = self._images
         assert images is not None, "submit() made sure that the engine was started"  # noqa: S101
         ready = images.cached(wanted.image.digest, max_age=wanted.max_age)
-        if ready is not None:
+        if ready is not None and not fresh:
             with _errors_to(task_f):
-                hand_over(ready)
+                hand_over(task_f, ready)
             return
 
         def done(future: Future[Ready]) -> None:
-            if not future.cancelled():
-                with _errors_to(task_f):
-                    hand_over(future.result())
+            with self._waited(task_f, journaled=wait is not None) as waited:
+                if not future.cancelled():
+                    hand_over(waited, future.result())
 
         future = images.request(
             wanted.image,
             name=wanted.name,
             policy=wanted.policy,
             max_age=wanted.max_age,
+            fresh=fresh,
         )
+        if wait is not None:
+            wait()
         future.add_done_callback(done)
         task_f.add_done_callback(lambda task: task.cancelled() and future.cancel())
+
+    @contextlib.contextmanager
+    def _waited(
+        self, task_f: upstream.GCFuture, *, journaled: bool
+    ) -> Iterator[upstream.GCFuture]:
+        """The future of a task that ends to wait; errors inside are the task's."""
+        with contextlib.ExitStack() as stack:
+            if journaled and self._waiting is not None:
+                task_f = stack.enter_context(self._waiting.leaving(task_f.gc_task_id))
+            stack.enter_context(_errors_to(task_f))
+            yield task_f
 
     def _executor_accepts(self, resource_specification: dict[str, Any]) -> bool:
         """Whether Parsl will take the other keys; if not, the stock path says why,
@@ -193,7 +290,13 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
             binds=wanted.run.binds,
             env=wanted.run.env,
             options=run.options,
+            preload=tuple(dict.fromkeys((*run.preload, *wanted.run.preload))),
+            isolation=run.isolation,
             warm_per_worker=run.warm_per_worker,
+            warm_per_node=run.warm_per_node,
+            idle_timeout=run.idle_timeout,
+            stage_to=run.stage_to,
+            stage_size=run.stage_size,
             start_timeout=run.start_timeout,
             apptainer=self._config.apptainer,
         )
@@ -203,7 +306,23 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         report = super().get_status_report()
         if self._images is not None:
             report.global_state["containers"] = self._images.counts()
+        if self._waiting is not None:
+            self._waiting.retry()  # called at every heartbeat
         return report
+
+    def _busy(self) -> str:
+        """What an idle shutdown would interrupt, in words; empty for nothing."""
+        if self._images is None or self._waiting is None:
+            return ""
+        counts = self._images.counts()
+        images = counts["queued"] + counts["building"]
+        tasks, results = self._waiting.unanswered(), self._waiting.unsent()
+        if not images and not tasks and not results:
+            return ""
+        return (
+            f"{images} images are being made, {tasks} tasks wait or were resubmitted,"
+            f" {results} results are on their way"
+        )
 
     def shutdown(self, /, **kwargs: Any) -> None:
         """Stop builds, end waiting tasks in an error, stop the stock engine.
@@ -213,6 +332,8 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         if self._images is not None:
             upstream.await_stopping_publishers(PUBLISHER_SECONDS)
             self._images.close()
+        if self._controls is not None:
+            self._controls.close()
         super().shutdown(**kwargs)
 
 

@@ -7,10 +7,11 @@ before costs one dictionary look-up.
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +20,17 @@ from globus_compute_apptainer.errors import SpecError
 from globus_compute_apptainer.spec import model, policy
 from globus_compute_apptainer.spec.policy import Policy
 from globus_compute_apptainer.spec.refusal import show
+from globus_compute_apptainer.spec.stored import image_of
+from globus_compute_apptainer.store.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
 KEY = "container"
+DIGEST = "sha256:"
 _REMEMBERED = 1024
+
+#: The canonical spec that the cache has for a spec digest; None if it has none.
+Stored = Callable[[str], "Mapping[str, Any] | None"]
 
 
 @dataclass(frozen=True)
@@ -59,11 +66,15 @@ class Requests:
     :param config: the endpoint's configuration
     :param python: Python minor version used where a spec names neither a base
         image nor a version
+    :param stored: asked only for images that are named by their digest
     """
 
-    def __init__(self, config: ContainersConfig, python: str) -> None:
-        self._config, self._python = config, python
+    def __init__(
+        self, config: ContainersConfig, python: str, stored: Stored = lambda _: None
+    ) -> None:
+        self._config, self._python, self._stored = config, python, stored
         self._seen: OrderedDict[str, Wanted] = OrderedDict()
+        self._digests: OrderedDict[str, model.ImageSpec] = OrderedDict()
 
     def wanted(self, attached: object) -> Wanted | None:
         """What to run for a task.
@@ -84,21 +95,25 @@ class Requests:
         if key and (known := self._seen.get(key)) is not None:
             self._seen.move_to_end(key)
             return known
-        if isinstance(attached, Mapping) and "action" in attached:
-            raise SpecError(
-                "control requests are not supported by this version",
-                hint="attach a container spec, or use gc-apptainer on the endpoint",
-                code="spec-unsupported",
-                field="action",
-            )
         spec = model.parse(attached)
         for note in spec.notes:
             log.info("a container spec: %s", note)
         wanted = self._allowed(spec)
-        self._seen[key] = wanted
-        while len(self._seen) > _REMEMBERED:
-            self._seen.popitem(last=False)
+        _remember(self._seen, key, wanted)
+        _remember(self._digests, wanted.image.digest, wanted.image)
         return wanted
+
+    def may_have(self, manifest: Manifest) -> bool:
+        """Whether a client may run an image that is in the cache."""
+        image = image_of(manifest.spec, manifest.spec_digest)
+        try:
+            return image is not None and bool(self._of_digest(image))
+        except SpecError:
+            return False
+
+    def names(self) -> list[str]:
+        """What the admin named, for clients to use."""
+        return sorted(self._config.images)
 
     def _default(self) -> Wanted | None:
         default = self._config.default_container
@@ -120,14 +135,8 @@ class Requests:
         images = self._config.images
         if name in images:  # policy binds clients, not the admin
             return self._resolve(images[name], name)
-        if name.startswith("sha256:"):
-            raise SpecError(
-                "asking for an image by its digest is not supported by this version",
-                hint="attach the spec itself, or the name of one of the endpoint's"
-                " images",
-                code="spec-unsupported",
-                value=show(name),
-            )
+        if name.startswith(DIGEST):
+            return self._digest(name)
         near = difflib.get_close_matches(name[:80], images, n=1)
         known = ", ".join(sorted(images)) or "none"
         raise SpecError(
@@ -137,6 +146,39 @@ class Requests:
             value=show(name),
             nearest=near[0] if near else "",
         )
+
+    def _digest(self, digest: str) -> Wanted:
+        image = self._digests.get(digest)
+        if image is None and (canonical := self._stored(digest)) is not None:
+            image = image_of(canonical, digest)
+        if image is None:
+            raise SpecError(
+                "this endpoint knows no image of that spec digest",
+                hint="attach the spec itself: the image may have been removed, or made"
+                " elsewhere; a digest of a spec is meant, not one of an image file",
+                code="digest-unknown",
+                value=show(digest),
+            )
+        return self._of_digest(image)
+
+    def _of_digest(self, image: model.ImageSpec) -> Wanted:
+        """What was allowed once, or to others, may be forbidden here and now."""
+        if image.digest in self._named_digests:  # policy binds clients, not the admin
+            return Wanted(image, model.RunSpec(), max_age=self._config.refresh)
+        rules = self._config.policy
+        own = model.ContainerSpec(python=image.python).image_spec(
+            default_base=self._config.default_base, python=self._python
+        )
+        default = (image.agent, image.base_image) == (own.agent, own.base_image)
+        policy.check(image, model.RunSpec(), rules, default_base=default)
+        return Wanted(
+            image, model.RunSpec(), policy=rules, max_age=self._config.refresh
+        )
+
+    @functools.cached_property
+    def _named_digests(self) -> frozenset[str]:
+        images = self._config.images.values()
+        return frozenset(self._resolve(spec).image.digest for spec in images)
 
     def _resolve(
         self,
@@ -154,3 +196,9 @@ class Requests:
             policy=rules,
             max_age=self._config.refresh if spec.refresh is None else spec.refresh,
         )
+
+
+def _remember(memory: OrderedDict[str, Any], key: str, value: object) -> None:
+    memory[key] = value
+    while len(memory) > _REMEMBERED:
+        memory.popitem(last=False)

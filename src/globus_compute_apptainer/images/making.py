@@ -16,7 +16,7 @@ from globus_compute_apptainer.build.order import Place
 from globus_compute_apptainer.build.scratch import private_scratch
 from globus_compute_apptainer.config import BuildConfig
 from globus_compute_apptainer.errors import ContainerError, StoreError
-from globus_compute_apptainer.images.completion import ImageBuilder
+from globus_compute_apptainer.images.completion import Completion, ImageBuilder
 from globus_compute_apptainer.images.memory import Memory
 from globus_compute_apptainer.images.record import Seal, manifest_of
 from globus_compute_apptainer.images.relay import Listener, Teller
@@ -39,6 +39,7 @@ class Maker:
 
     :param builder: makes the builder when it is first needed
     :param move: takes a request from one state to the next
+    :param completion: begins with the bytecode of what is being made
     """
 
     def __init__(
@@ -50,11 +51,13 @@ class Maker:
         builder: Callable[[], ImageBuilder],
         sink: events.Sink,
         move: Callable[[Request, State], None],
+        completion: Completion,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._tiers, self._memory = store, tiers, memory
         self._config, self._make_builder, self._sink = config, builder, sink
         self._move, self._clock = move, clock
+        self._completion = completion
         self._slots = Slots(config.concurrency)
         self._builder: ImageBuilder | None = None
 
@@ -131,6 +134,7 @@ class Maker:
             self._store.leases.building(),
             private_scratch(self._config) as scratch,
             self._store.workspace() as work,
+            self._completion.beside() as (bytecode, begin_bytecode),
         ):
             self._store.leases.use(PACKAGES)
             seal = Seal(work / IMAGE, request.cancel)
@@ -140,12 +144,15 @@ class Maker:
                 sink=Teller(held, self._sink),
                 cancel=request.cancel,
                 finished=seal,
+                layered=begin_bytecode,
             )
             seconds = self._clock() - started
             manifest = manifest_of(
                 request.order.image, built, seconds, log_path, request.name
             )
             held.check()
-            return self._store.publish(
+            image = self._store.publish(
                 work / IMAGE, manifest, sealed=seal.done, cancel=request.cancel
             )
+            bytecode.image = image
+            return image

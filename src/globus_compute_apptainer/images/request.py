@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from globus_compute_apptainer.build.order import Order
+from globus_compute_apptainer.errors import BuildError, ContainerError
 from globus_compute_apptainer.store.cache import StoredImage
 
 T = TypeVar("T")
@@ -101,6 +102,34 @@ class Request:
         if state not in TRANSITIONS[self.state]:
             raise RuntimeError(f"{self.state} cannot become {state}")
         self.state = state
+
+
+def answer(future: Future[Ready], outcome: Ready | ContainerError) -> None:
+    """Unless nobody wants to know any more."""
+    if not future.set_running_or_notify_cancel():
+        return
+    if isinstance(outcome, ContainerError):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
+
+
+def cancelled() -> BuildError:
+    """For those who wait for an image that somebody cancels."""
+    return BuildError(
+        "the build of this image was cancelled",
+        hint="submit the task again to have it built",
+        code="build-cancelled",
+    )
+
+
+def stopped() -> BuildError:
+    """For those who wait when the service is closed."""
+    return BuildError(
+        "the endpoint stopped before the image was ready",
+        hint="submit the task again once the endpoint is back",
+        code="endpoint-stopped",
+    )
 
 
 def outcome(future: Future[T]) -> T:

@@ -31,7 +31,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
@@ -40,7 +40,6 @@ from globus_compute_apptainer import events
 from globus_compute_apptainer.build.order import Order
 from globus_compute_apptainer.config import BuildConfig
 from globus_compute_apptainer.errors import (
-    BuildError,
     ContainerError,
     StoreError,
     internal,
@@ -53,6 +52,9 @@ from globus_compute_apptainer.images.request import (
     Ready,
     Request,
     State,
+    answer,
+    cancelled,
+    stopped,
 )
 from globus_compute_apptainer.images.tiers import Tiers
 from globus_compute_apptainer.spec.model import ImageSpec
@@ -107,12 +109,20 @@ class ImageService:
         self._closing = threading.Event()
         self._tiers = Tiers(store, shared)
         memory = Memory(Failures(store.top, store.platform), scope, now)
+        build = self._builder  # the maker's, which begins with the completion
+        self._completion = Completion(store, build, config, self._closing)
         self._maker = Maker(
-            store, self._tiers, memory, config, builder, self._tell, self._move, clock
+            store,
+            self._tiers,
+            memory,
+            config,
+            builder,
+            self._tell,
+            self._move,
+            self._completion,
+            clock,
         )
         self._repair = Repair(store, self._tiers, self._closing)
-        build = self._maker.builder
-        self._completion = Completion(store, build, config, self._closing)
         self._threads = ThreadPoolExecutor(
             config.concurrency + LOCK_WAITERS, thread_name_prefix="image-build"
         )
@@ -170,7 +180,7 @@ class ImageService:
             refusal: ContainerError | None = None
             request = self._requests.get(alike)
             if self._closing.is_set():
-                refusal = _stopped()
+                refusal = stopped()
             elif request is not None:
                 request.waiting.append(future)
             else:
@@ -264,6 +274,37 @@ class ImageService:
                 "failed": self._failed,
             }
 
+    def _builder(self) -> ImageBuilder:
+        return self._maker.builder()
+
+    def standing(self, digest: str) -> tuple[str, int] | None:
+        """The state of the request for a spec's image, and how many wait for it; None
+        if there is no request."""
+        with self._lock:
+            request = self._requests.get(digest)
+            if request is None:
+                return None
+            return request.state.value, len(request.waiting)
+
+    def stored(self) -> Iterator[StoredImage]:
+        """The images that are in the endpoint's own cache."""
+        return self._store.images()
+
+    def cancel(self, digest: str) -> int:
+        """Fail whoever waits for a spec's image, at once, and stop its build here.
+
+        :returns: how many waited
+        """
+        with self._lock:
+            request = self._requests.pop(digest, None)
+            if request is None:
+                return 0
+            request.cancel.set()
+            waiting, request.waiting = request.waiting, []
+        for future in waiting:
+            answer(future, cancelled())
+        return len(waiting)
+
     def close(self) -> None:
         """Fail whoever still waits, at once; then stop the builds. Idempotent; blocks
         until the builds' processes are gone."""
@@ -275,7 +316,7 @@ class ImageService:
                 left += request.waiting
                 request.waiting = []
         for future in left:
-            _answer(future, _stopped())
+            answer(future, stopped())
         self._threads.shutdown(wait=True, cancel_futures=True)
         self._completion.close()
         self._store.leases.close()
@@ -351,24 +392,6 @@ class ImageService:
         self._tell(events.BuildFinished(request.digest, seconds, code))
         for position, future in enumerate(waiting):
             if position and isinstance(outcome, Ready) and outcome.cache == "built":
-                _answer(future, Ready(outcome.image, "shared", outcome.seconds))
+                answer(future, Ready(outcome.image, "shared", outcome.seconds))
             else:
-                _answer(future, outcome)
-
-
-def _answer(future: Future[Ready], outcome: Ready | ContainerError) -> None:
-    """Unless nobody wants to know any more."""
-    if not future.set_running_or_notify_cancel():
-        return
-    if isinstance(outcome, ContainerError):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)
-
-
-def _stopped() -> BuildError:
-    return BuildError(
-        "the endpoint stopped before the image was ready",
-        hint="submit the task again once the endpoint is back",
-        code="endpoint-stopped",
-    )
+                answer(future, outcome)

@@ -1,4 +1,4 @@
-"""Validators of the remaining fields: python, post, env, gpu, and those for people.
+"""Validators of the remaining fields: python, post, env, gpu, preload, for people.
 
 Pure. Each takes the field's name as the user wrote it and its plain JSON value, and
 returns the normal form or raises :class:`~..errors.SpecError`.
@@ -7,6 +7,7 @@ returns the normal form or raises :class:`~..errors.SpecError`.
 from __future__ import annotations
 
 import re
+from keyword import iskeyword
 from typing import Literal
 
 from globus_compute_apptainer.spec.items import bounded
@@ -20,6 +21,7 @@ OLDEST_MINOR = 9
 MAX_LINE = 8192  # characters of one line of `post`
 MAX_TEXT = 4096  # characters of name, description, or one label
 MAX_ENTRIES = 200  # variables or labels
+MAX_MODULES, MAX_MODULE = 50, 200  # to preload; characters of a name
 
 _MINOR = re.compile(r"3\.(0|[1-9][0-9]?)")
 _PATCH = re.compile(r"(3\.[0-9]{1,2})\.[0-9A-Za-z.+]{1,20}")
@@ -55,6 +57,32 @@ def gpu(field: str, value: Json) -> Gpu:
             return "rocm"
         nearest = _GPU_MAKERS.get(maker.lower(), "")
         raise Refusal("is not known", hint, nearest=nearest)
+
+
+def preload(field: str, value: Json) -> tuple[str, ...]:
+    """Names of modules, in the order in which they are imported, each once."""
+    if not isinstance(value, list):
+        with blame(field, value):
+            raise Refusal(f"is {kind(value)}; expected a list", '["numpy", "a.module"]')
+    bounded(field, len(value), MAX_MODULES)
+    found: dict[str, None] = {}
+    for number, entry in enumerate(value):
+        with blame(f"{field}[{number}]", entry):
+            found[module(text(entry))] = None
+    return tuple(found)
+
+
+def module(name: str) -> str:
+    """The name of a module, such as ``numpy`` or ``scipy.linalg``.
+
+    :raises Refusal: Python could not import anything of that name
+    """
+    parts = name.split(".")
+    if len(name) > MAX_MODULE or not all(
+        part.isidentifier() and not iskeyword(part) for part in parts
+    ):
+        raise Refusal("is not the name of a module", 'as in "numpy" or "scipy.linalg"')
+    return name
 
 
 def post(field: str, value: Json) -> tuple[str, ...]:

@@ -108,11 +108,13 @@ class RunSpec:
 
     :param binds: ``source:target:mode``, outer targets before inner ones
     :param env: ``(name, value)`` sorted by name
+    :param preload: modules that a container imports before it runs tasks
     """
 
     gpu: fields.Gpu | None = None
     binds: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
+    preload: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,7 @@ def parse(raw: object) -> ContainerSpec:
             gpu=_field(given, "gpu", fields.gpu, None),
             binds=_field(given, "binds", binds.binds, ()),
             env=_field(given, "env", fields.env, ()),
+            preload=_field(given, "preload", fields.preload, ()),
         ),
         name=_field(given, "name", fields.note, ""),
         description=_field(given, "description", _description, ""),

@@ -1,11 +1,11 @@
-"""The names of a spec's fields: known, aliased, not yet there, misspelt. Pure."""
+"""The names of a spec's fields: known, aliased, ignored, misspelt. Pure."""
 
 from __future__ import annotations
 
 import difflib
 from typing import NamedTuple
 
-from globus_compute_apptainer.spec.refusal import Json, Refusal, blame, show
+from globus_compute_apptainer.spec.refusal import Json, Refusal, show
 
 #: Every field that counts, in the order of the reference documentation.
 FIELDS = (
@@ -22,6 +22,7 @@ FIELDS = (
     "build_env",
     "gpu",
     "binds",
+    "preload",
     "refresh",
     "name",
     "description",
@@ -41,11 +42,6 @@ ALIASES = {
 IGNORED = {
     "container_id": "images are found by what they hold, not by an id",
     "container_type": "images are always Apptainer images",
-}
-
-#: Fields that a later version brings, and what to do today.
-LATER = {
-    "preload": "leave it out",
 }
 
 _SYNONYMS = {
@@ -82,10 +78,10 @@ def resolve(tree: dict[str, Json]) -> tuple[dict[str, Given], tuple[str, ...]]:
     """The fields given, under their own names, and notes on what was ignored.
 
     A null is an absent field (clients of the earlier systems send nulls for what is
-    unset); so is an empty value in a field that a later version brings.
+    unset).
 
-    :raises SpecError: an unknown name (with the nearest known one), a field given
-        together with its alias, or a field of a later version (``spec-unsupported``)
+    :raises SpecError: an unknown name (with the nearest known one), or a field given
+        together with its alias
     """
     given: dict[str, Given] = {}
     notes: list[str] = []
@@ -93,8 +89,6 @@ def resolve(tree: dict[str, Json]) -> tuple[dict[str, Given], tuple[str, ...]]:
         name = ALIASES.get(label, label)
         if name in IGNORED:
             notes.append(f"{name} is ignored: {IGNORED[name]}")
-        elif name in LATER:
-            _refuse_later(label, name, value)
         elif name not in FIELDS:
             raise _unknown(label)
         elif value is not None:
@@ -103,17 +97,6 @@ def resolve(tree: dict[str, Json]) -> tuple[dict[str, Given], tuple[str, ...]]:
                 raise Refusal(reason, "give one of them").at(label, "")
             given[name] = Given(label, value)
     return given, tuple(sorted(notes))
-
-
-def _refuse_later(label: str, name: str, value: Json) -> None:
-    if value in (None, "", [], {}):
-        return
-    with blame(label, value):
-        raise Refusal(
-            "is not supported yet; it comes with a later version",
-            f"for now, {LATER[name]}",
-            code="spec-unsupported",
-        )
 
 
 def _unknown(label: str) -> Exception:

@@ -38,10 +38,10 @@ Never copied, not even from the families above: whatever is named like a credent
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Mapping
 
 _FAMILIES: Final = "GC PARSL OMP GOMP KMP SLURM PBS LSB SGE FLUX COBALT".split()
 _NAMES: Final = """
@@ -75,12 +75,27 @@ def without_proxy_credentials(launcher: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def worker_environment(
+    worker: Mapping[str, str], spec: Collection[str] = ()
+) -> dict[str, str]:
+    """The worker's variables that go inside.
+
+    :param worker: the worker's environment
+    :param spec: names that the spec's ``env`` sets
+    """
+    return {
+        name: value
+        for name, value in _passed(worker).items()
+        if name.startswith(_ABOUT_THE_TASK) or name not in spec
+    }
+
+
 def task_environment(
     worker: Mapping[str, str],
     *,
     task_id: str,
     sandbox: str | None,
-    spec: Iterable[str] = (),
+    spec: Collection[str] = (),
 ) -> dict[str, str]:
     """The variables to set for one task, on top of the container's own.
 
@@ -88,14 +103,32 @@ def task_environment(
     :param sandbox: the task's own folder, if tasks run in one
     :param spec: names that the spec's ``env`` sets
     """
-    theirs = {name for name in spec if not name.startswith(_ABOUT_THE_TASK)}
-    passed = {
-        name: value
-        for name, value in worker.items()
-        if _PASSED.match(name) and name not in theirs
-    }
+    passed = worker_environment(worker, spec)
     passed.pop("GC_TASK_SANDBOX_DIR", None)
     passed["GC_TASK_UUID"] = task_id
     if sandbox is not None:
         passed["GC_TASK_SANDBOX_DIR"] = sandbox
     return passed
+
+
+class _Passed:
+    """The variables of the table, looked for anew only when some have changed.
+
+    To look at ``os.environ`` costs more than a small task does, since every name and
+    value is decoded; what it is made of, where that is known, can be compared quickly.
+    """
+
+    def __init__(self) -> None:
+        self._before: tuple[dict[Any, Any], dict[str, str]] = {}, {}
+
+    def __call__(self, worker: Mapping[str, str]) -> dict[str, str]:
+        raw = getattr(worker, "_data", None)
+        known, found = self._before
+        if raw is None or raw != known:
+            found = {n: v for n, v in worker.items() if _PASSED.match(n)}
+            if raw is not None:
+                self._before = dict(raw), found
+        return found
+
+
+_passed: Final = _Passed()

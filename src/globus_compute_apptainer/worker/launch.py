@@ -12,18 +12,20 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from globus_compute_apptainer.build.apptainer import Apptainer, bind
+from globus_compute_apptainer.build.apptainer import Apptainer, bind, is_exportable
 from globus_compute_apptainer.build.layer import HOME, PAYLOAD
 from globus_compute_apptainer.errors import TaskError
-from globus_compute_apptainer.worker import agent
+from globus_compute_apptainer.worker import inside
 from globus_compute_apptainer.worker.environment import without_proxy_credentials
+from globus_compute_apptainer.worker.inside import start
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from globus_compute_apptainer.worker.order import ContainerOrder
 
@@ -58,40 +60,102 @@ def launch(order: ContainerOrder, run_dir: str) -> Launch:
     """The program that starts the agent in the container of ``order``.
 
     :param run_dir: absolute path of the folder that tasks run in; it exists
-    :raises TaskError: the image cannot run tasks (``no-python``), or is not what
-        it was when it was ordered (``image-missing``)
+    :raises TaskError: the image has no Python (``no-python``), or is not what it was
+        when it was ordered (``image-missing``)
     :raises HostError: there is no usable Apptainer on this machine
     """
-    python = _python(order)
+    if order.python is None:
+        raise no_python(order, "a Python function")
+    agent_argv = [
+        *(order.python, "-s", "-c", start.BOOT, f"{INSIDE}/ours"),
+        *(f"{INSIDE}/library", sdk_version(), json.dumps(order.preload)),
+    ]
+    return _launch(
+        order,
+        agent_argv,
+        folder=run_dir,
+        binds=[*_own_binds(), bind(run_dir)],
+        options=_bytecode(order),
+        env={"PYTHONNOUSERSITE": "1"},
+    )
+
+
+def launch_shell(
+    order: ContainerOrder, run_dir: str, script: Sequence[str], env: Mapping[str, str]
+) -> Launch:
+    """The program that starts ``/bin/sh`` in the container of ``order``.
+
+    :param script: what it runs, and its arguments
+    :param env: variables of the task, beside the spec's
+    :raises TaskError: the image is not what it was when it was ordered
+        (``image-missing``)
+    :raises HostError: there is no usable Apptainer on this machine
+    """
+    command = ["/bin/sh", "-c", script[0], "sh", *script[1:]]
+    return _launch(order, command, folder=run_dir, binds=[bind(run_dir)], env=env)
+
+
+def launch_program(
+    order: ContainerOrder,
+    command: Sequence[str],
+    folder: str,
+    binds: Sequence[str],
+    env: Mapping[str, str],
+) -> Launch:
+    """Any program in the container of ``order``.
+
+    :param folder: working directory; inside, too, if ``binds`` has it
+    :param binds: beside the order's
+    :param env: variables, beside the order's
+    :raises TaskError: the image is not what it was (``image-missing``)
+    :raises HostError: there is no usable Apptainer on this machine
+    """
+    return _launch(
+        order,
+        command,
+        folder=folder,
+        binds=binds,
+        options=_bytecode(order),
+        env={**env, "PYTHONNOUSERSITE": "1"},
+    )
+
+
+def _launch(
+    order: ContainerOrder,
+    command: Sequence[str],
+    *,
+    folder: str,
+    binds: Sequence[str],
+    options: Sequence[str] = (),
+    env: Mapping[str, str],
+) -> Launch:
     _check_image(order)
     apptainer = _apptainer(order.apptainer)
-    sdk_version = importlib.metadata.version("globus-compute-sdk")
     argv = apptainer.exec_argv(
         order.image,
-        [
-            *_checked(order),
-            *(python, "-s", f"{INSIDE}/agent.py"),
-            *(f"{INSIDE}/library", sdk_version, agent.mount_namespace()),
-        ],
-        binds=[*_own_binds(), bind(run_dir), *order.binds],
+        [*_checked(order), *command],
+        binds=[*binds, *order.binds],
         gpu=order.gpu,
-        options=[*_bytecode(order), *order.options],
-        cwd=run_dir,
+        options=[*options, *order.options],
+        cwd=folder,
     )
-    inside = {**dict(order.env), "PYTHONNOUSERSITE": "1"}
-    environment = without_proxy_credentials(apptainer.environment(inside=inside))
-    return Launch(tuple(argv), environment, run_dir)
+    named = {name: value for name, value in env.items() if is_exportable(name)}
+    environment = apptainer.environment(inside={**dict(order.env), **named})
+    return Launch(tuple(argv), without_proxy_credentials(environment), folder)
 
 
-def _python(order: ContainerOrder) -> str:
-    if order.python is None:
-        raise TaskError(
-            f"the image made from {order.base} has no Python, and tasks need one",
-            hint="choose a `base_image` with Python 3.9 or newer, or leave it out and "
-            'name the version that you want, such as `python: "3.11"`',
-            code="no-python",
-        )
-    return order.python
+def no_python(order: ContainerOrder, why: str) -> TaskError:
+    """The error of a task that an image without Python cannot run.
+
+    :param why: what of it needs one
+    """
+    return TaskError(
+        f"the image made from {order.base} has no Python, which {why} needs; without it"
+        " only a `ShellFunction` can run",
+        hint="choose a `base_image` with Python 3.9 or newer, or leave it out and "
+        'name the version that you want, such as `python: "3.11"`',
+        code="no-python",
+    )
 
 
 def _checked(order: ContainerOrder) -> list[str]:
@@ -137,8 +201,16 @@ def _check_image(order: ContainerOrder) -> None:
 
 
 @functools.cache
+def sdk_version() -> str:
+    """Of the serializers that are bound into containers."""
+    return importlib.metadata.version("globus-compute-sdk")
+
+
+@functools.cache
 def _apptainer(program: str | None) -> Apptainer:
-    return Apptainer.find(program)
+    # What it says of its version takes longer than a new worker does; it is asked when
+    # it has failed, see :mod:`.runner`.
+    return Apptainer.located(program)
 
 
 @functools.cache
@@ -147,8 +219,8 @@ def _own_binds() -> tuple[str, ...]:
         bind(_folder_of(name), f"{INSIDE}/library/{name}", read_only=True)
         for name in BOUND_PACKAGES
     ]
-    source = Path(agent.__file__).resolve()
-    return (bind(source, f"{INSIDE}/agent.py", read_only=True), *packages)
+    source = Path(inside.__file__).resolve().parent
+    return (bind(source, f"{INSIDE}/ours/{start.NAME}", read_only=True), *packages)
 
 
 def _folder_of(package: str) -> Path:

@@ -8,15 +8,18 @@ rather than on a pickled class.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Mapping
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 
-_LISTS: Final = ("binds", "markers", "options")
+_LISTS: Final = ("binds", "markers", "options", "preload")
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,15 @@ class ContainerOrder:
     :param binds: further binds, as Apptainer's ``--bind`` takes them
     :param env: the spec's variables for the running task
     :param options: further options of ``apptainer exec``, from the admin
+    :param preload: modules that the container imports once, for all its tasks
+    :param isolation: ``worker``: a process serves many tasks of one worker; ``task``:
+        every task has a process of its own
+    :param stage_to: folder of the node to copy the image to; ``$NAME`` in it is the
+        worker's variable
+    :param stage_size: bytes that such copies may take on a node
     :param warm_per_worker: how many containers a worker keeps, this one included
+    :param warm_per_node: how many a node keeps, this one included
+    :param idle_timeout: seconds without a task after which a container ends
     :param start_timeout: seconds that a container may take to start
     :param apptainer: path of the program on the worker's machine; None: search PATH
     """
@@ -62,17 +73,25 @@ class ContainerOrder:
     binds: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
     options: tuple[str, ...] = ()
-    warm_per_worker: int = 2
+    preload: tuple[str, ...] = ()
+    isolation: str = "worker"
+    stage_to: str | None = None
+    stage_size: int = 0
+    warm_per_worker: int = 4
+    warm_per_node: int = 16
+    idle_timeout: float = 300.0
     start_timeout: float = 120.0
     apptainer: str | None = None
 
-    @property
-    def run_key(self) -> Hashable:
+    @functools.cached_property
+    def run_key(self) -> str:
         """Two orders with the same key may share a warm container."""
-        return (
-            *(self.image, self.bytecode),
-            *(self.gpu, self.binds, self.env, self.options),
-        )
+        identity = [
+            *(self.image, self.bytecode, self.python, self.start, self.markers),
+            *(self.gpu, self.binds, self.env, self.options, self.preload),
+            self.apptainer,
+        ]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def summary(self) -> dict[str, Any]:
         """What the result says about the container, as ``details["container"]``."""

@@ -3,7 +3,7 @@
 Runs in the HTEX worker processes of the endpoint's nodes, in the place of the stock
 engine's ``execute_task``, whose contract it keeps: the same arguments, checks,
 messages and error texts. Unlike that one it changes neither the working directory nor
-the environment of the worker: the container's side does (:mod:`.agent`).
+the environment of the worker: the container's side does (:mod:`.inside.agent`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.metadata
+import json
 import logging
 import os
 import pathlib
@@ -20,15 +21,24 @@ from typing import TYPE_CHECKING, Any, Final
 
 import dill
 from globus_compute_common import messagepack
-from globus_compute_common.messagepack.message_types import Result, Task, TaskTransition
-from globus_compute_common.tasks import ActorName, TaskState
+from globus_compute_common.messagepack.message_types import Result, Task
 
-from globus_compute_apptainer.errors import ContainerError, TaskError
-from globus_compute_apptainer.worker import agent
-from globus_compute_apptainer.worker.container import Container, NotSentError
+from globus_compute_apptainer.build.apptainer import Apptainer
+from globus_compute_apptainer.errors import ContainerError, HostError, TaskError
+from globus_compute_apptainer.worker import bytecode, message, shellfunction
+from globus_compute_apptainer.worker.container import (
+    Container,
+    NotSentError,
+    no_folder,
+)
 from globus_compute_apptainer.worker.environment import task_environment
+from globus_compute_apptainer.worker.inside import messages
+from globus_compute_apptainer.worker.inside.agent import describe
 from globus_compute_apptainer.worker.launch import launch
+from globus_compute_apptainer.worker.message import Times
+from globus_compute_apptainer.worker.node import Bounds, Node
 from globus_compute_apptainer.worker.order import ContainerOrder
+from globus_compute_apptainer.worker.stage import staged
 from globus_compute_apptainer.worker.warm import WarmPool
 
 if TYPE_CHECKING:
@@ -41,6 +51,7 @@ RESULT_SIZE_LIMIT: Final = 10 * 1024 * 1024
 SMALLEST_LIMIT: Final = 128
 
 _pool: Final = WarmPool()
+_node: Final = Node()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +61,13 @@ class Outcome:
     :param data: the serialized result, or the text of the error
     :param error: code and message for the user
     :param details: facts about where it ran
+    :param not_preloaded: modules that its container was to import, and did not: why
     """
 
     data: str
     error: tuple[str, str] | None
     details: Mapping[str, Any]
+    not_preloaded: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class CouldNotExecuteUserTaskError(Exception):
@@ -78,9 +91,9 @@ def run(
     :param container: :meth:`.ContainerOrder.to_wire` of the container to run it in
     :returns: a packed ``Result``, also where the container is at fault
     """
-    exec_start = _transition(TaskState.EXEC_START)
+    exec_start = time.time_ns()
     _check_deserializers(tuple(task_deserializers or ()))
-    order = ContainerOrder.from_wire(container)
+    order = _order(_Wire(container))
     log.info("%s: Preparing to execute task in %s", task_id, order.image)
     if result_size_limit < SMALLEST_LIMIT:
         raise ValueError(
@@ -93,7 +106,7 @@ def run(
             os.environ,
             task_id=str(task_id),
             sandbox=task_dir if run_in_sandbox else None,
-            spec=[name for name, _ in order.env],
+            spec=dict(order.env),
         ),
         "limit": result_size_limit,
         "allowed": task_deserializers,
@@ -114,12 +127,12 @@ def _execute(
                 f"Non Task-type message received: {type(task).__name__} (from: {msg})"
             )
     except Exception as error:  # noqa: BLE001  # whatever it is, the user is told
-        text, details = agent.describe(error, (CouldNotExecuteUserTaskError,))
+        text, details = describe(error, (CouldNotExecuteUserTaskError,))
         return Outcome(text, details, _expected_details(order))
     try:
         return _execute_inside(task.task_buffer, header, order, run_dir)
     except TaskError as error:
-        return _failure(_with_hint(error, order), order)
+        return _failure(_unusable(order, error) or _with_hint(error, order), order)
     except ContainerError as error:
         return _failure(error, order)
 
@@ -128,31 +141,50 @@ def _execute_inside(
     task_buffer: str, header: dict[str, Any], order: ContainerOrder, run_dir: str
 ) -> Outcome:
     """Run the task in a warm container, or in a new one where that has gone."""
+    if order.python is None:
+        text, failed = shellfunction.execute(task_buffer, header, order, run_dir)
+        return Outcome(text, failed, _expected_details(order))
+    task_buffer = bytecode.checked(task_buffer, order.python_version)
 
     def start() -> Container:
-        return Container(launch(order, run_dir), order.start_timeout)
+        here, held = staged(order)
+        try:
+            program = launch(here, run_dir)
+            container = Container(_node, key, program, Bounds.of(order), held)
+        finally:
+            messages.close(held)
+        for name, reason in container.not_preloaded.items():
+            log.warning("module %s was not preloaded: %s", name, reason)
+        return container
 
-    key = (order.run_key, run_dir)
+    key = f"{order.run_key} {run_dir}"
+    keep = order.warm_per_worker if order.isolation == "worker" else 0
     body = task_buffer.encode("utf-8", "surrogatepass")
     try:
-        with _pool.lease(key, start, order.warm_per_worker) as container:
+        with _pool.lease(key, start, keep) as container:
             answer, data = container.ask(header, body)
     except NotSentError:  # a second one is the task's error
-        with _pool.lease(key, start, order.warm_per_worker) as container:
+        with _pool.lease(key, start, keep) as container:
             answer, data = container.ask(header, body)
     if answer["kind"] == "no-folder":
-        raise TaskError(
-            f"the task's folder cannot be used in the container: {answer['reason']}",
-            hint="the endpoint's `working_dir` must be on a file system that "
-            "Apptainer may bind",
-            code="no-working-directory",
-        )
+        raise no_folder(answer["reason"])
     error = (answer["error"][0], answer["error"][1]) if answer["error"] else None
-    return Outcome(data.decode("utf-8", "surrogatepass"), error, container.details)
+    text = data.decode("utf-8", "surrogatepass")
+    return Outcome(text, error, container.details, container.not_preloaded)
 
 
 def _failure(error: ContainerError, order: ContainerOrder) -> Outcome:
     return Outcome(str(error), (error.code, error.message), _expected_details(order))
+
+
+def _unusable(order: ContainerOrder, error: TaskError) -> HostError | None:
+    """What is wrong with this machine's Apptainer, if a container did not start."""
+    if error.code == "container-start-failed":
+        try:
+            Apptainer.find(order.apptainer)
+        except HostError as cause:
+            return cause
+    return None
 
 
 def _with_hint(error: TaskError, order: ContainerOrder) -> TaskError:
@@ -170,15 +202,32 @@ def _with_hint(error: TaskError, order: ContainerOrder) -> TaskError:
     return dataclasses.replace(error, hint=hint)
 
 
+class _Wire(dict[str, Any]):
+    """What came through Parsl, so that it can be remembered what it was read as."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash((self.get("image"), self.get("image_digest")))
+
+
+@functools.lru_cache(maxsize=64)
+def _order(wire: _Wire) -> ContainerOrder:
+    return ContainerOrder.from_wire(wire)
+
+
 def _make_folders(run_dir: str | os.PathLike[str], sandbox: str) -> tuple[str, str]:
     """The folder for tasks in general, and the one for this task, which exists."""
+    base_dir = _resolved(os.fspath(run_dir))
+    task_dir = f"{base_dir}/{sandbox}" if sandbox else base_dir
+    os.makedirs(task_dir, exist_ok=True)  # noqa: PTH103  # a third of the time
+    return base_dir, task_dir
+
+
+@functools.lru_cache(maxsize=8)
+def _resolved(run_dir: str) -> str:
     base_dir = pathlib.Path(run_dir)
     if not base_dir.is_absolute():
         raise ValueError(f"Absolute path required.  Received: {run_dir=}")
-    base_dir = base_dir.resolve()
-    task_dir = base_dir / sandbox
-    task_dir.mkdir(parents=True, exist_ok=True)
-    return str(base_dir), str(task_dir)
+    return str(base_dir.resolve())
 
 
 @functools.cache
@@ -208,26 +257,25 @@ def _pack(
     endpoint_id: uuid.UUID | None,
     order: ContainerOrder,
     outcome: Outcome,
-    exec_start: TaskTransition,
+    exec_start: int,
 ) -> bytes:
     details = {**outcome.details, "endpoint_id": endpoint_id}
-    message: dict[str, Any] = {
-        "task_id": task_id,
-        "data": outcome.data,
-        "details": {**details, "container": order.summary()},
-    }
-    if outcome.error is not None:
-        log.error("%s: Task failed: %s", task_id, outcome.data)
-        code, user_message = outcome.error
-        message["exception"] = outcome.data
-        message["error_details"] = {"code": code, "user_message": user_message}
-    exec_end = _transition(TaskState.EXEC_END)
-    message["task_statuses"] = [exec_start, exec_end]
-    nanoseconds = exec_end.timestamp - exec_start.timestamp
-    log.info("%s: Task processing completed in %d ns", task_id, nanoseconds)
-    packed: bytes = messagepack.pack(Result(**message))
+    container = order.summary()
+    if outcome.not_preloaded:
+        container["not_preloaded"] = dict(outcome.not_preloaded)
+    times = Times(exec_start, time.time_ns())
+    log.info("%s: Task processing completed in %d ns", task_id, times.end - times.start)
+    if outcome.error is None:
+        form = message.form(tuple(details.items()), json.dumps(container))
+        return form.fill(task_id, outcome.data, times)
+    log.error("%s: Task failed: %s", task_id, outcome.data)
+    code, user_message = outcome.error
+    result = Result(
+        task_id=task_id,
+        data=outcome.data,
+        details={**details, "container": container},
+        error_details={"code": code, "user_message": user_message},
+        task_statuses=message.transitions(times),
+    )
+    packed: bytes = messagepack.pack(result)
     return packed
-
-
-def _transition(state: TaskState) -> TaskTransition:
-    return TaskTransition(timestamp=time.time_ns(), state=state, actor=ActorName.WORKER)

@@ -39,15 +39,17 @@ class WarmPool:
 
         After any exception it is closed: its answer may be yet to come.
 
-        :param limit: how many containers to keep, this one included
+        :param limit: how many containers to keep, this one included; 0: this one is
+            new, and closed after use
         """
-        container = self._take(key, room_for=max(limit, 1) - 1) or start()
+        container = self._take(key, room_for=limit - 1) if limit else None
+        container = container or start()
         try:
             yield container
         except BaseException:
             container.close()
             raise
-        self._give_back(key, container)
+        self._give_back(key, container, limit)
 
     def close(self) -> None:
         """End all idle containers."""
@@ -67,9 +69,9 @@ class WarmPool:
             old.close()
         return container
 
-    def _give_back(self, key: Hashable, container: Container) -> None:
+    def _give_back(self, key: Hashable, container: Container, limit: int) -> None:
         with self._lock:
-            keep = container.alive and key not in self._idle
+            keep = limit > 0 and container.alive and key not in self._idle
             if keep:
                 self._idle[key] = container
         if not keep:

@@ -72,6 +72,10 @@ PANDAS = Case(
             1.1, 1.0, most=True,
         ),
         Ratio(
+            "the same, its own processor time", ("d", "later.cpu"), ("a", "first.cpu"),
+            most=True,
+        ),
+        Ratio(
             "first import, new container",
             ("d", "later.container"), ("a", "first.container"),
             1.1, 1.0, most=True,
@@ -106,13 +110,15 @@ SCIENCE = Case(
 
 APT = Case(
     "apt",
-    ways=("a-apt", "b", "b-second", "d-apt"),
+    ways=("a-apt", "b", "b-second", "d-apt", "d-apt-first"),
     spec={"apt": ["git"]},
     second={"apt": ["git"], "pip": ["attrs"]},
     command=("git", "--version"),
     ratios=(
-        Ratio("first spec", ("a-apt", "ready"), ("d-apt", "ready")),
-        Ratio("first spec", ("b", "ready"), ("d-apt", "ready"), 1),
+        Ratio("first on this base", ("a-apt", "ready"), ("d-apt-first", "ready")),
+        Ratio("first on this base", ("b", "ready"), ("d-apt-first", "ready"), 1),
+        Ratio("first spec, lists known", ("a-apt", "ready"), ("d-apt", "ready")),
+        Ratio("first spec, lists known", ("b", "ready"), ("d-apt", "ready"), 1),
         Ratio(
             "second spec, its apt layer there",
             ("b-second", "ready"), ("d-apt", "second"), None, 2,

@@ -8,12 +8,12 @@ cache warm; bytecode is compiled by uv on all cores, or not at all.
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import uv
 
+from bench.build.spent import Spent, Watch
 from bench.build.stage import CA_INSIDE, ZSTD, Stage, call
 
 DEFINITION = """\
@@ -60,11 +60,11 @@ class Flat:
         apt: Sequence[str] = (),
         bytecode: bool = True,
         cold: bool = False,
-    ) -> tuple[float, Path]:
+    ) -> tuple[Spent, Path]:
         """Build an image.
 
         :param cold: with an empty uv cache
-        :returns: seconds, and the image
+        :returns: what it took, and the image
         """
         sif = self._stage.base_sif(base)
         cache = self._folder / "cold" if cold else self._cache
@@ -87,9 +87,9 @@ class Flat:
             env = self._stage.environment(
                 APPTAINER_TMPDIR=str(scratch), TMPDIR=str(scratch)
             )
-            began = time.monotonic()
+            watch = Watch()
             call(argv, env=env)
-            return time.monotonic() - began, image
+            return watch.read(), image
 
     def _lines(self, pip: Sequence[str], apt: Sequence[str], bytecode: bool) -> str:
         lines = ""

@@ -16,15 +16,19 @@ from pathlib import Path
 from bench.build.stage import Stage, call
 
 INSIDE = """\
-import json, subprocess, sys, time
-times = []
-for _ in range(3):
-    began = time.monotonic()
+import json, resource, subprocess, sys, time
+times, used = [], []
+def cpu():
+    of = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return of.ru_utime + of.ru_stime
+for _ in range(8):
+    began, before = time.monotonic(), cpu()
     subprocess.run([sys.executable, "-c", {statement!r}], check=True)
     times.append(time.monotonic() - began)
+    used.append(cpu() - before)
 import importlib.metadata as m
 versions = {{n: m.version(n) for n in {packages!r}}}
-print(json.dumps([times[1:], versions]))
+print(json.dumps([times[1:], used[1:], versions]))
 """
 
 
@@ -34,11 +38,13 @@ class Imports:
 
     :param container: of ``apptainer exec IMAGE python -c "import …"``
     :param process: of ``python -c "import …"`` in a running container
+    :param cpu: seconds of processors that such a process takes itself
     :param versions: of the packages that were asked for
     """
 
     container: float
     process: float
+    cpu: float
     versions: dict[str, str]
 
 
@@ -69,8 +75,9 @@ def measure(
     run(python, "-c", statement)
     container = time.monotonic() - began
     code = INSIDE.format(statement=statement, packages=list(packages))
-    processes, versions = json.loads(run(python, "-c", code).splitlines()[-1])
-    return Imports(container, statistics.median(processes), versions)
+    processes, used, versions = json.loads(run(python, "-c", code).splitlines()[-1])
+    middle = statistics.median
+    return Imports(container, middle(processes), middle(used), versions)
 
 
 def check(stage: Stage, image: Path, command: tuple[str, ...]) -> None:

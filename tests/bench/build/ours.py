@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.build import channel
+from bench.build.spent import Spent, Watch
 from bench.build.stage import Stage
 from globus_compute_apptainer import events
 from globus_compute_apptainer.build.apptainer import Apptainer
@@ -43,12 +44,12 @@ TIMEOUT_SECONDS = 900
 class Made:
     """One build.
 
-    :param ready: seconds until the image could be used
-    :param complete: seconds until its bytecode was there as well
+    :param ready: until the image could be used
+    :param complete: until its bytecode was there as well
     """
 
-    ready: float
-    complete: float
+    ready: Spent
+    complete: Spent
     image: StoredImage
 
     @property
@@ -84,11 +85,11 @@ class Ours:
         self.forget(keep)
         service = open_service(self._config, os.environ)
         try:
-            began = time.monotonic()
+            watch = Watch()
             ready = service.request(image).result(TIMEOUT_SECONDS)
-            seconds = time.monotonic() - began
+            spent = watch.read()
             service.settle()
-            return Made(seconds, time.monotonic() - began, self._again(image, ready))
+            return Made(spent, watch.read(), self._again(image, ready))
         finally:
             service.close()
 
@@ -106,8 +107,8 @@ class Ours:
         finally:
             service.close()
 
-    def take_in(self, base: str) -> float:
-        """Seconds until a base that was never seen is on the shelf."""
+    def take_in(self, base: str) -> Spent:
+        """What it takes until a base that was never seen is on the shelf."""
         self.forget(())
         image = model.parse({"base_image": base}).image_spec(
             default_base=base, python="3.11"
@@ -136,9 +137,9 @@ class Ours:
                 cancel=threading.Event(),
                 deadline=time.monotonic() + TIMEOUT_SECONDS,
             )
-            began = time.monotonic()
+            watch = Watch()
             bases.get(job)
-            return time.monotonic() - began
+            return watch.read()
 
     def forget(self, keep: Collection[str]) -> None:
         """Remove from the cache all but what is named."""
@@ -151,6 +152,10 @@ class Ours:
             # Of what lay below other layers.
             for path in self._top.glob("tags/inventory-*"):
                 path.unlink()
+
+    def forget_lists(self) -> None:
+        """Remove what apt knows of every base's mirrors."""
+        shutil.rmtree(self._top / "packages/apt", ignore_errors=True)
 
     def _again(self, image: model.ImageSpec, ready: Any) -> StoredImage:
         """As a task that comes later finds it."""

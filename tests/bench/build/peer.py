@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.build.spent import Spent
 from bench.build.stage import TIMEOUT_SECONDS, Stage, WayFailedError, call
 
 PACKAGE = "custom-image-builder==1.0.1"
@@ -27,7 +28,7 @@ NEEDS = ("jinja2==3.1.2", "markupsafe==2.1.3")
 ENDPOINT = ("globus-compute-endpoint==2.2.0", "globus-compute-common==0.2.0")
 
 CHILD = """\
-import inspect, json, sys, time
+import inspect, json, os, sys, time
 from custom_image_builder import image_builder
 
 order = json.load(sys.stdin)
@@ -38,10 +39,12 @@ for package in order.pop("left_out"):
     source = source.replace(line, "")
 names = {}
 exec(source, names)
-began = time.monotonic()
+began, used = time.monotonic(), os.times()
 log, path, code = names["funcx_build_image"](**order)
 seconds = time.monotonic() - began
+cpu = sum(os.times()[:4]) - sum(used[:4])
 told = {"log": log[-3000:], "path": path, "code": code, "seconds": seconds}
+told["cpu"] = cpu
 json.dump(told, sys.stdout)
 """
 
@@ -61,11 +64,11 @@ class Peer:
         pip: Sequence[str] = (),
         apt: Sequence[str] = (),
         endpoint: bool = False,
-    ) -> tuple[float, Path]:
+    ) -> tuple[Spent, Path]:
         """Build an image.
 
         :param endpoint: leave its two endpoint-install lines in
-        :returns: seconds, and the image
+        :returns: what it took, and the image
         :raises WayFailedError: it does not succeed
         """
         self._install()
@@ -85,7 +88,7 @@ class Peer:
             raise WayFailedError(
                 f"the peer's build ended with {told['code']}\n{told['log']}"
             )
-        return float(told["seconds"]), Path(told["path"])
+        return Spent(told["seconds"], told["cpu"]), Path(told["path"])
 
     def _told(self, order: dict[str, Any]) -> dict[str, Any]:
         env = self._stage.environment(PYTHONPATH=str(self._library))

@@ -31,14 +31,14 @@ def of_case(case: Case, samples: Samples, labels: Mapping[str, str]) -> str:
     )
     lines = [
         head,
-        f"{'':<52}{'median s':>9}{'min':>8}{'max':>8}{'MB':>10}"
+        f"{'':<52}{'median s':>9}{'min':>8}{'max':>8}{'cpu s':>8}{'MB':>10}"
         f"{'import: container':>19}{'process':>9}",
     ]
     for way, taken in samples.items():
         lines += _of_way(labels.get(way, way), taken)
     ratios = [line for ratio in case.ratios if (line := _of_ratio(ratio, samples))]
     if ratios:
-        title = f"{'ratio of medians':<52}{'':>9}{'min':>8}{'max':>8}"
+        title = f"{'ratio of medians':<52}{'':>9}{'min':>8}{'max':>8}{'cpu':>8}"
         lines += ["", f"{title}{'must':>8}{'aim':>7}", *ratios]
     lines += _stages(samples)
     return "\n".join(lines)
@@ -64,7 +64,8 @@ def _of_way(label: str, taken: Sequence[Mapping[str, Any]]) -> list[str]:
     for field, note, state, size in rows:
         if times := values(good, field):
             name = note if note.startswith(" ") else label + note
-            lines.append(_row(name, times, good, state, size))
+            cpu = values(good, f"cpu.{field}")
+            lines.append(_row(name, times, cpu, good, state, size))
     versions = good[-1].get("versions") or {}
     told = ", ".join(f"{name} {version}" for name, version in versions.items())
     return [*lines, f"      {told}"] if told else lines
@@ -73,12 +74,15 @@ def _of_way(label: str, taken: Sequence[Mapping[str, Any]]) -> list[str]:
 def _row(
     name: str,
     times: Sequence[float],
+    cpu: Sequence[float],
     good: Sequence[Mapping[str, Any]],
     state: str,
     size: str,
 ) -> str:
     middle = statistics.median(times)
     line = f"{name:<52}{_s(middle):>9}{_s(min(times)):>8}{_s(max(times)):>8}"
+    used = _s(statistics.median(cpu)) if cpu else ""
+    line += f"{used:>8}"
     sizes = values(good, size) if size else []
     plus = "+" if size == "bytecode" else ""
     megabytes = f"{plus}{statistics.median(sizes) / 1e6:.1f}" if sizes else ""
@@ -103,12 +107,21 @@ def _of_ratio(ratio: Ratio, samples: Samples) -> str | None:
     each = [a / b for a, b in zip(over, under, strict=False)]
     sides = f"{ratio.over[0]} / {ratio.under[0]}"
     line = f"{ratio.label:<36}{sides:<16}{found:>9.2f}"
-    line += f"{min(each):>8.2f}{max(each):>8.2f}"
+    line += f"{min(each):>8.2f}{max(each):>8.2f}{_of_cpu(ratio, samples):>8}"
     line += f"{_limit(ratio, ratio.must):>8}{_limit(ratio, ratio.aim):>7}"
     if ratio.must is not None:
         good = found <= ratio.must if ratio.most else found >= ratio.must
         line += "  holds" if good else "  DOES NOT HOLD"
     return line.rstrip()
+
+
+def _of_cpu(ratio: Ratio, samples: Samples) -> str:
+    """The same ratio of seconds of processors, where both were measured."""
+    over = values(samples.get(ratio.over[0], ()), f"cpu.{ratio.over[1]}")
+    under = values(samples.get(ratio.under[0], ()), f"cpu.{ratio.under[1]}")
+    if not over or not under:
+        return ""
+    return f"{statistics.median(over) / statistics.median(under):.2f}"
 
 
 def _limit(ratio: Ratio, limit: float | None) -> str:

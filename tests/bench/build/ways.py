@@ -3,14 +3,13 @@
 A sample is plain data: ``ready`` and ``complete`` in seconds, ``size`` and
 ``bytecode`` in bytes, ``first`` and ``later`` with the import times of the image as it
 was at ready and as it was when complete (15 s after ready at the latest), ``versions``,
-and for ours ``stages``.
+for ours ``stages``, and in ``cpu`` the seconds of processors, by the same names.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
@@ -21,6 +20,7 @@ from bench.build import channel, imports, ours
 from bench.build.cases import ENDPOINT, Case
 from bench.build.flat import Flat
 from bench.build.peer import Peer
+from bench.build.spent import Spent, Watch
 from bench.build.stage import Stage, call
 
 PATIENCE_SECONDS = 15.0
@@ -68,6 +68,7 @@ class Ways:
             "d": ("(d) ours, wheels warm", self.d),
             "d39": ("(d) ours, Python 3.9, endpoint", self.d_published),
             "d-apt": ("(d) ours", self.d_apt),
+            "d-apt-first": ("(d) ours, first apt on a base", self.d_apt_unlisted),
             "conda-cold": ("(c) ours, packages cold", self.conda_cold),
             "conda-warm": ("(d) ours, packages warm", self.conda_warm),
             "pull": ("apptainer pull, empty cache", self.pull),
@@ -123,7 +124,7 @@ class Ways:
         sample = self._made(case, made)
         again = self._warm.build(base, case.spec, ours.LAYERS_KEPT)
         hit = self._warm.hit(base, case.spec)
-        return {**sample, "layer_hit": again.ready, "image_hit": hit}
+        return {**sample, "layer_hit": again.ready.wall, "image_hit": hit}
 
     def d_published(self, case: Case) -> Sample:
         base = self._stage.base("3.9")
@@ -140,12 +141,21 @@ class Ways:
         sample = self._made(case, made)
         second = self._warm.build(base, case.second or {}, ours.LAYERS_KEPT)
         self._made(case, second)
+        times = _times(second=second.ready, second_complete=second.complete)
         return {
             **sample,
-            "second": second.ready,
-            "second_complete": second.complete,
+            **times,
+            "cpu": {**sample["cpu"], **times["cpu"]},
             "second_stages": second.stages,
         }
+
+    def d_apt_unlisted(self, case: Case) -> Sample:
+        """As the first apt layer over a base that there ever was."""
+        base = self._stage.base(self._python)
+        self._prime(self._warm, self._python, {"pip": ["attrs", "six"]})
+        self._warm.forget(ours.WARM)
+        self._warm.forget_lists()
+        return self._made(case, self._warm.build(base, case.spec, ours.WARM))
 
     def _prime(
         self, way: ours.Ours, python: str, spec: dict[str, Any] | None = None
@@ -181,9 +191,9 @@ class Ways:
         reference = f"docker://{self._stage.base('plain')}"
         argv = [self._stage.apptainer.path, "pull", "--force", image, reference]
         env = self._stage.environment(cache)
-        began = time.monotonic()
+        watch = Watch()
         call(argv, env=env)
-        return self._seen(case, time.monotonic() - began, image)
+        return self._seen(case, watch.read(), image)
 
     def base(self, case: Case) -> Sample:
         spec = {"env": {"NEW": "1"}}
@@ -192,14 +202,14 @@ class Ways:
         os.sync()
         made = self._cold.build(base, spec, ())
         self._primed.clear()
-        return {**self._made(case, made), "base": taken}
+        sample, times = self._made(case, made), _times(base=taken)
+        return {**sample, **times, "cpu": {**sample["cpu"], **times["cpu"]}}
 
     # what is looked at, outside the timed part
 
-    def _seen(self, case: Case, seconds: float, image: Path) -> Sample:
+    def _seen(self, case: Case, spent: Spent, image: Path) -> Sample:
         sample: Sample = {
-            "ready": seconds,
-            "complete": seconds,
+            **_times(ready=spent, complete=spent),
             "size": image.stat().st_size,
             "bytecode": 0,
         }
@@ -209,15 +219,14 @@ class Ways:
         overlay = made.bytecode
         python = made.image.manifest.python or "python3"
         sample: Sample = {
-            "ready": made.ready,
-            "complete": made.complete,
+            **_times(ready=made.ready, complete=made.complete),
             "size": made.image.path.stat().st_size,
             "bytecode": overlay.stat().st_size if overlay else 0,
             "stages": made.stages,
             "strategy": made.image.manifest.strategy,
             **self._looked(case, made.image.path, python),
         }
-        in_time = overlay and made.complete - made.ready <= PATIENCE_SECONDS
+        in_time = overlay and made.complete.wall - made.ready.wall <= PATIENCE_SECONDS
         if case.modules:
             sample["later"] = sample["first"]
         if case.modules and in_time:
@@ -248,3 +257,8 @@ class Ways:
         )
         versions = found.pop("versions")
         return {"first": found, "versions": versions}
+
+
+def _times(**spent: Spent) -> Sample:
+    cpu = {name: one.cpu for name, one in spent.items()}
+    return {**{name: one.wall for name, one in spent.items()}, "cpu": cpu}

@@ -30,12 +30,15 @@ class Stack:
     def __init__(self, make_job: MakeJob, base: Path, folder: Path) -> None:
         self.make_job, self.folder = make_job, folder
         self.shelf = Shelf(folder / "v2", "layers")
+        self.cache = folder / "packages"
         self.below = Below("sha256:" + "0" * 64, base, INVENTORY)
         self.job = make_job()
 
     def apt(self, *packages: str) -> Layer:
         self.job.enter("apt")
-        return self._lay(apt_layer(self.job, self.below, packages, self.shelf))
+        return self._lay(
+            apt_layer(self.job, self.below, packages, self.shelf, self.cache)
+        )
 
     def post(self, *lines: str, post_build: bool = False) -> Layer:
         self.job.enter("post")

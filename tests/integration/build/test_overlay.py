@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -18,8 +19,10 @@ from globus_compute_apptainer import events
 from globus_compute_apptainer.build.layer import marker
 from globus_compute_apptainer.build.layers import LAYER_FILE
 from globus_compute_apptainer.build.system.flat import build_flat
+from globus_compute_apptainer.build.system.lists import Lists
 from globus_compute_apptainer.build.system.overlay import OverlayUnsuitableError
 from globus_compute_apptainer.errors import BuildError
+from globus_compute_apptainer.store.shelf import Shelf
 from integration.build.overlays import Stack, listed, stacked
 
 pytestmark = pytest.mark.apptainer
@@ -366,3 +369,33 @@ def test_the_layer_is_whole_on_disk(stack: Stack):
         "layer.json",
         LAYER_FILE,
     ]
+
+
+def test_a_second_layer_on_a_base_asks_only_for_what_is_new(stack: Stack, tmp_path):
+    stack.apt("tree")
+    kept = list((stack.cache / "apt").iterdir())
+    assert len(kept) == 1
+    told = stack.job.log.read_text()
+    assert re.search(r"Get:\d+ .* Packages ", told)
+    other = Stack(stack.make_job, stack.below.sif, tmp_path)
+    other.shelf = Shelf(tmp_path / "v3", "layers")
+    layer = other.apt("hello")
+    assert not re.search(r"Packages ", other.job.log.read_text().removeprefix(told))
+    assert [package["name"] for package in layer.lock["packages"]] == ["hello"]
+    assert list((stack.cache / "apt").iterdir()) == kept
+    assert stack.clean()
+
+
+def test_lists_that_apt_cannot_use_are_had_anew(stack: Stack, tmp_path: Path):
+    stack.apt("tree")
+    (file,) = (stack.cache / "apt").iterdir()
+    broken = tmp_path / "broken"
+    Lists(file).lay(broken)
+    for path in (broken / "lists").iterdir():
+        path.write_bytes(b"Package: x\n\nnonsense")
+    file.unlink()
+    Lists(file).keep(broken, {})
+    other = Stack(stack.make_job, stack.below.sif, tmp_path)
+    other.shelf = Shelf(tmp_path / "v3", "layers")
+    other.apt("hello")
+    assert other.inside("hello")[0] == "Hello, world!"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from globus_compute_sdk import ShellFunction
 
 
 def double(x: int) -> int:
@@ -63,6 +66,20 @@ def test_a_task_runs_inside_its_image_with_nothing_of_globus_in_it(
 
 
 @pytest.mark.apptainer
+def test_an_image_without_python_runs_a_shell_function(
+    engine, submit, value, unpack_result, registry
+) -> None:
+    bare = {"base_image": f"{registry}/nopython:latest", "env": {"OWN": "x"}}
+    command = ShellFunction("echo $OWN $GC_TASK_UUID; type python3 >&2")
+    future = submit(engine, bare, command)
+    result = value(future)
+    assert result.stdout == f"x {future.gc_task_id}\n"
+    assert (result.returncode, result.cmd) == (1, command.cmd)
+    refused = unpack_result(submit(engine, bare, double, 1).result(300))
+    assert refused.error_details.code == "no-python"
+
+
+@pytest.mark.apptainer
 def test_details_come_from_inside_and_name_the_container(
     engine, submit, unpack_result, spec
 ) -> None:
@@ -112,19 +129,30 @@ def test_good_bad_and_plain_tasks_side_by_side(
 
 
 @pytest.mark.apptainer
-def test_monitoring_places_container_tasks_too(engine, submit, value, spec) -> None:
-    future = submit(engine, spec, slow_double, 3)
-    assert value(future) == 6
+def test_monitoring_places_container_tasks_too(
+    engine, submit, value, spec, tmp_path: Path
+) -> None:
+    placed = Path(engine.working_dir) / f"placed-{tmp_path.name}"
+    future = submit(engine, spec, wait_for, str(placed))
+    deadline = time.monotonic() + 240
+    # Told of all tasks on a manager, whenever it gets or ends one.
+    while future.block_id is None and not future.done():
+        assert time.monotonic() < deadline
+        assert value(submit(engine, None, double, 1)) == 2
+    placed.touch()
+    assert value(future)
     assert future.block_id is not None
     assert future.job_id is not None
 
 
-def slow_double(x: int) -> int:
-    # Long enough for the 0.2 s monitoring period to see the task on its worker.
+def wait_for(path: str) -> bool:
+    import os
     import time
 
-    time.sleep(2)
-    return x * 2
+    deadline = time.monotonic() + 300
+    while not os.path.exists(path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return os.path.exists(path)
 
 
 def test_hand_overs_from_many_threads_reach_a_real_executor(
@@ -178,42 +206,48 @@ def test_a_lost_worker_is_retried_in_its_container(
 ) -> None:
     """Upstream: ``test_gcengine_retries``; here a worker really dies."""
     engine = make_engine(max_retries_on_system_failure=2)
-    future = submit(engine, spec, kill_the_worker_once, "in-the-working-directory")
+    future = submit(engine, spec, wait_the_first_time, "in-the-working-directory")
+    marker = Path(engine.working_dir) / "in-the-working-directory"
+    deadline = time.monotonic() + 300
+    while not (marker.exists() and marker.read_text()):
+        assert time.monotonic() < deadline and not future.done()
+        threading.Event().wait(0.05)
+    # Only this one: a worker that waits for work holds a lock of the others'.
+    os.kill(_worker(engine, marker.read_text()), signal.SIGKILL)
     assert value(future) == "second attempt"
 
 
-def kill_the_worker_once(marker: str) -> str:
+def wait_the_first_time(marker: str) -> str:
     import os
     import signal
 
     if os.path.exists(marker):
         return "second attempt"
-    with open(marker, "w"):
-        pass
-    # The worker is the first ancestor that is neither ours nor Apptainer's.
-    pid = os.getppid()
-    while True:
-        with open(f"/proc/{pid}/status") as status:
-            fields = dict(line.rstrip().split(":\t", 1) for line in status)
-        with open(f"/proc/{pid}/cmdline", "rb") as cmdline:
-            text = cmdline.read()
-        theirs = fields["Name"].lower().startswith(("starter", "apptainer"))
-        if not theirs and b"/.gca/agent.py" not in text:
-            break
-        pid = int(fields["PPid"])
-    os.kill(pid, signal.SIGKILL)
+    with open(marker, "w") as file:
+        file.write(os.environ["PARSL_WORKER_RANK"])
     signal.pause()
     return "unreachable"
 
 
-def test_shutting_down_leaves_no_process(make_engine, submit, value) -> None:
+def _worker(engine: Any, rank: str) -> int:
+    """An HTEX worker process, by the log that it writes."""
+    for fd in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            file = os.readlink(fd)
+            if f"{engine.run_dir}/" in file and file.endswith(f"/worker_{rank}.log"):
+                return int(fd.parts[2])
+    raise LookupError(rank)
+
+
+@pytest.mark.apptainer
+def test_shutting_down_leaves_no_process(make_engine, submit, value, spec) -> None:
     engine = make_engine()
-    value(submit(engine, None, double, 1))
+    value(submit(engine, spec, double, 1))
     mine = f"{engine.run_dir}".encode()
-    assert _processes_naming(mine)
+    assert len(_processes_naming(mine)) > 3  # containers are started in that folder
     engine.shutdown()
     make_engine.forget(engine)  # upstream's shutdown works once
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while _processes_naming(mine) and time.monotonic() < deadline:
         threading.Event().wait(0.05)
     assert _processes_naming(mine) == []

@@ -1,4 +1,4 @@
-"""No room in the image cache when the endpoint starts: a real full file system."""
+"""No room in the image cache, or in the endpoint's directory: real, full disks."""
 
 from __future__ import annotations
 
@@ -46,6 +46,62 @@ if __name__ == "__main__":
 """
 
 
+# As above, with a tmpfs of 1 MB as the endpoint's directory.
+WAITING = """
+import json, sys, uuid
+from pathlib import Path
+from globus_compute_apptainer.endpoint.journal import Entry, Journal
+from globus_compute_apptainer.endpoint.outbox import Outbox
+
+folder = Path(sys.argv[1])
+ballast = folder / "ballast"
+ballast.write_bytes(b"x" * 900_000)
+journal, outbox = Journal(folder / "waiting_tasks"), Outbox(folder / "results")
+large, small, result = (uuid.uuid4() for _ in range(3))
+journal.keep(Entry(large, None, b"x" * 500_000, {}, None))
+outbox.put(result, b"x" * 500_000)
+full = {"unwritten": outbox.unwritten(), "left": [
+    str(p) for p in folder.rglob("*") if p.is_file() and p != ballast]}
+ballast.unlink()
+journal.keep(Entry(small, None, b"x", {}, None))
+outbox.retry()
+print(json.dumps({
+    **full,
+    "waits": [str(e.task_id) == str(small) for e in journal.recover()],
+    "results": [p.name == str(result) for p in (folder / "results").iterdir()]}))
+"""
+
+
+def in_a_full_tmpfs(script: Path, folder: Path, *arguments: Path) -> str:
+    mount = 'mount -t tmpfs -o size=1M tmpfs "$1" && shift && exec "$@"'
+    done = subprocess.run(
+        [
+            *("unshare", "--user", "--map-root-user", "--mount"),
+            *("sh", "-c", mount, "sh", folder),
+            *(sys.executable, script, folder, *arguments),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+def test_no_room_to_write_tasks_down_leaves_nothing_half_and_ends_when_there_is_room(
+    tmp_path: Path,
+) -> None:
+    script, folder = tmp_path / "waiting.py", tmp_path / "endpoint"
+    script.write_text(WAITING)
+    folder.mkdir()
+    assert json.loads(in_a_full_tmpfs(script, folder)) == {
+        "unwritten": 1,
+        "left": [],
+        "waits": [True],
+        "results": [True],
+    }
+
+
 def test_no_room_at_the_start_is_a_typed_error_and_other_tasks_run(
     tmp_path: Path,
 ) -> None:
@@ -53,19 +109,7 @@ def test_no_room_at_the_start_is_a_typed_error_and_other_tasks_run(
     script.write_text(SCRIPT)
     cache.mkdir()
     run_dir.mkdir()
-    mount = 'mount -t tmpfs -o size=1M tmpfs "$1" && shift && exec "$@"'
-    done = subprocess.run(
-        [
-            *("unshare", "--user", "--map-root-user", "--mount"),
-            *("sh", "-c", mount, "sh", cache),
-            *(sys.executable, script, cache, run_dir),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(in_a_full_tmpfs(script, cache, run_dir))
     assert found["code"] == "disk-full"
     assert str(cache) in found["text"]
     assert found["plain"] == 3

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
+import subprocess
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,7 +18,9 @@ from globus_compute_common import messagepack
 from globus_compute_common.messagepack.message_types import Result, Task
 from globus_compute_sdk.serialize import ComputeSerializer, PureSourceDill
 
-from globus_compute_apptainer.worker import runner
+from globus_compute_apptainer.worker import place, runner
+from globus_compute_apptainer.worker.keeper.owner import start_of
+from globus_compute_apptainer.worker.node import Node
 from globus_compute_apptainer.worker.order import ContainerOrder
 
 ENDPOINT = uuid.UUID("11111111-2222-3333-4444-555555555555")
@@ -88,9 +93,22 @@ def inside(order: ContainerOrder, tmp_path_factory) -> Inside:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def close_containers() -> Iterator[None]:
-    yield
-    runner._pool.close()
+def manager() -> Iterator[subprocess.Popen[bytes]]:
+    """Stands for the process that started this worker: with it all containers go."""
+    with subprocess.Popen(["sleep", "7200"]) as process:
+        pool = place.Pool(process.pid, start_of(process.pid))
+        runner._node = Node(lambda: pool)
+        folder = place.folder(pool)
+        yield process
+        runner._pool.close()
+        process.kill()
+        process.wait()
+        if not (folder / place.SOCKET).exists():
+            shutil.rmtree(folder, ignore_errors=True)  # nobody asked
+        deadline = time.monotonic() + 120
+        while folder.exists():
+            assert time.monotonic() < deadline, "the keeper has not ended"
+            time.sleep(0.05)
 
 
 @pytest.fixture(scope="session")

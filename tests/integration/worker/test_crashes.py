@@ -1,58 +1,15 @@
-"""Tasks that end their process, and workers that die: nothing is left behind."""
+"""Tasks that end their process, and what they leave behind."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import pickle
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 
+from .tree import alive, descendants, parent, processes, until
+
 pytestmark = pytest.mark.apptainer
-
-DEADLINE = 30.0
-
-
-def until(condition, what: str) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)  # between looks, not instead of one
-
-
-def processes() -> dict[int, tuple[int, str]]:
-    """Parent and command line of every process that is not a zombie."""
-    found = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, parent = stat.read_text("latin-1").rpartition(")")[2].split()[:2]
-            command = (stat.parent / "cmdline").read_bytes().replace(b"\0", b" ")
-            if state != "Z":
-                found[int(stat.parent.name)] = (int(parent), command.decode("latin-1"))
-    return found
-
-
-def descendants(ancestor: int) -> dict[int, str]:
-    everything = processes()
-    found: dict[int, str] = {}
-    family = {ancestor}
-    while True:
-        new = {p: c for p, (pp, c) in everything.items() if pp in family} | {}
-        if new.keys() <= found.keys():
-            return found
-        found |= new
-        family |= new.keys()
-
-
-def survivors(former: dict[int, str]) -> dict[int, str]:
-    """Which of the processes live, except where a number was given to another."""
-    now = processes()
-    return {p: c for p, c in former.items() if p in now and now[p][1] == c}
 
 
 def pid():
@@ -74,6 +31,8 @@ def end(how):
         sys.exit("cannot go on")
     elif how == "abort":
         os.abort()
+    elif how == "group":
+        os.killpg(0, 9)
     else:
         os.kill(os.getpid(), int(how))
 
@@ -84,6 +43,7 @@ ENDS = {
     "sys.exit with text": "exit code 1",
     "abort": "signal SIGABRT",
     "9": "signal SIGKILL",
+    "group": "signal SIGKILL",
     "11": "signal SIGSEGV",
     "15": "signal SIGTERM",
 }
@@ -118,116 +78,80 @@ def test_leftover_that_holds_the_pipes_does_not_delay_the_error(inside):
     assert "exit code 5" in result.data
 
 
-def test_nothing_is_left_after_closing(inside):
-    from globus_compute_apptainer.worker import runner
-
-    def daemons(command):
-        import subprocess
-
-        subprocess.Popen(command)
-        subprocess.Popen(command, start_new_session=True)
-        subprocess.Popen(["setsid", "-f", *command])
-        subprocess.Popen(["unshare", "-Urm", "setsid", "-f", *command])
-
-    command = ["sleep", f"1000.{os.getpid()}"]  # nobody else's
-    inside.value(daemons, command)
-
-    def strays() -> dict[int, str]:
-        text = " ".join(command) + " "
-        return {p: c for p, (_, c) in processes().items() if c == text}
-
-    until(lambda: len(strays()) == 4, "not all have started")
-    family = descendants(os.getpid())
-    apptainer = {p: c for p, c in family.items() if "Apptainer runtime" in c}
-    assert apptainer and any("squashfuse" in c for c in family.values())
-    runner._pool.close()
-    assert not survivors(apptainer) and not strays()
-    assert not [c for c in descendants(os.getpid()).values() if "squashfuse" in c]
-
-
-def test_runtime_killed_from_outside(inside):
-    """As the kernel does it when memory runs out."""
-    from globus_compute_apptainer.worker import runner
-
-    runner._pool.close()
-    inside.value(pid)
-    family = descendants(os.getpid())
-    (runtime,) = [p for p, c in family.items() if "Apptainer runtime" in c]
-    helpers = descendants(runtime)
-    assert len(helpers) >= 3  # guard, child, squashfuse
-    os.kill(runtime, signal.SIGKILL)
-    until(lambda: not survivors({runtime: family[runtime]}), "runtime lives")
-    inside.value(pid)
-    assert not survivors(helpers)
-
-
-WORKER = """
-import sys, uuid, pickle
-sys.path[:0] = {path!r}
-from globus_compute_apptainer.worker.runner import run
-packed, task_id, run_dir, wire = pickle.load(sys.stdin.buffer)
-run(packed, task_id, run_dir=run_dir, container=wire)
-"""
-
-
-MANAGER = "import subprocess, sys; subprocess.run([sys.executable, '-c', {!r}])"
-
-
-def spin(fifo):
+def daemons(command):
+    import os
     import subprocess
 
-    subprocess.Popen(["sleep", "1000"], start_new_session=True)
-    with open(fifo, "w") as started:
-        started.write("x")
-    while True:
-        pass
+    subprocess.Popen(command)
+    subprocess.Popen(command, start_new_session=True)
+    subprocess.Popen(["setsid", "-f", *command])
+    subprocess.Popen(["unshare", "-Urm", "setsid", "-f", *command])
+    return os.getpid()
 
 
-def hold_the_interpreter(fifo):
-    import re
-
-    with open(fifo, "w") as started:
-        started.write("x")
-    re.match(r"(a+)+b", "a" * 200)  # never returns, never lets another thread run
+def strays(command: list[str]) -> set[int]:
+    text = " ".join(command) + " "
+    return {pid for pid, (_, found) in processes().items() if found == text}
 
 
-def ignore_signals(fifo):
-    import signal
+@pytest.mark.parametrize("isolation", ["worker", "task"])
+def test_nothing_is_left_when_the_worker_lets_go(inside, isolation):
+    from globus_compute_apptainer.worker import runner
+
+    command = ["sleep", f"1000.{os.getpid()}"]  # nobody else's
+    task = inside.with_order(isolation=isolation).value(daemons, command)
+    if isolation == "worker":
+        until(lambda: len(strays(command)) == 4, "not all have started")
+        runner._pool.close()
+    assert not strays(command) and not alive([task])
+
+
+def test_leftovers_of_another_worker_s_tasks_stay(inside):
+    mine, other = inside, inside.with_order(isolation="task")
+    command = ["sleep", f"1001.{os.getpid()}"]
+    first = mine.value(daemons, command)
+    until(lambda: len(strays(command)) == 4, "not all have started")
+    second = other.value(pid)
+    assert first != second and not alive([second])
+    assert len(strays(command)) == 4
+    from globus_compute_apptainer.worker import runner
+
+    runner._pool.close()
+    assert not strays(command)
+
+
+def test_a_crash_costs_a_child_and_no_container(inside):
+    guard = parent(inside.value(pid))
+    zygote = parent(guard)
+    assert inside.result(end, "9").is_error
+    after = parent(inside.value(pid))
+    assert after != guard and parent(after) == zygote
+
+
+@pytest.mark.parametrize("who", ["guard", "zygote", "runtime"])
+def test_killed_from_outside(inside, who):
+    """As the kernel does it when memory runs out."""
+    guard = parent(inside.value(pid))
+    zygote = parent(guard)
+    victim = {"guard": guard, "zygote": zygote, "runtime": parent(zygote)}[who]
+    family = alive([guard, *descendants(guard)])
+    if who != "guard":
+        family |= alive([victim, *descendants(victim)])
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: not alive(family), f"{who} leaves processes")
+    assert isinstance(inside.value(pid), int)
+
+
+def kill_my_guard():
+    import os
     import time
 
-    for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
-        signal.signal(number, signal.SIG_IGN)
-    with open(fifo, "w") as started:
-        started.write("x")
-    while True:
-        time.sleep(1000)
+    os.kill(os.getppid(), 9)
+    time.sleep(1000)
 
 
-@pytest.mark.parametrize("who", [WORKER, MANAGER])
-@pytest.mark.parametrize("function", [spin, hold_the_interpreter, ignore_signals])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_worker_or_its_manager_dies_while_a_task_runs(
-    inside, packed, tmp_path, function, number, who
-):
-    inside.run_dir.mkdir(exist_ok=True, parents=True)
-    fifo = inside.run_dir / f"fifo-{tmp_path.name}"
-    os.mkfifo(fifo)
-    source = str(Path(__file__).resolve().parents[3] / "src")
-    program = WORKER.format(path=[source])
-    if who is MANAGER:
-        program = MANAGER.format(program)
-    with subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE
-    ) as worker:
-        try:
-            message = (*packed(function, str(fifo)), inside.run_dir)
-            pickle.dump((*message, inside.order.to_wire()), worker.stdin)
-            worker.stdin.close()
-            fifo.read_text()
-            family = descendants(worker.pid)
-            commands = " ".join(family.values())
-            assert "Apptainer runtime" in commands and "squashfuse" in commands
-        finally:
-            worker.send_signal(number)
-            worker.wait(DEADLINE)
-    until(lambda: not survivors(family), f"left: {survivors(family)}")
+def test_a_task_that_kills_its_guard_gets_an_error(inside):
+    zygote = parent(parent(inside.value(pid)))
+    result = inside.result(kill_my_guard)
+    assert result.error_details.code == "container-crashed"
+    assert parent(parent(inside.value(pid))) == zygote

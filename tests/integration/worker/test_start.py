@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-from globus_compute_sdk.serialize import DillCode
 
 pytestmark = pytest.mark.apptainer
 
@@ -41,7 +40,9 @@ def test_different_runs_get_different_containers(inside):
 
 
 def test_least_recently_used_container_gives_way(inside):
-    a, b, c = (inside.with_order(env=(("NAME", name),)) for name in "abc")
+    a, b, c = (
+        inside.with_order(env=(("NAME", name),), warm_per_worker=2) for name in "abc"
+    )
     first, second = a.value(pid), b.value(pid)
     assert a.value(pid) == first
     third = c.value(pid)
@@ -65,6 +66,21 @@ def test_bind_and_option_arrive(inside, tmp_path):
     assert given.value(look)[0]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gpu": "nvidia"},
+        {"gpu": "rocm"},
+        {"options": ("--writable-tmpfs",)},
+        {"env": (("PATH", "/nowhere"), ("SHELL", "/none"), ("LANG", "xx_YY"))},
+        {"binds": ("/dev/null:/bin/bash",)},
+    ],
+    ids=["nv without a device", "rocm without a device", "tmpfs", "PATH", "no bash"],
+)
+def test_odd_surroundings_do_not_keep_it_from_starting(inside, changes):
+    assert inside.with_order(**changes).value(version) == (3, 11)
+
+
 @pytest.fixture
 def newer(inside, pull):
     sif = pull("python:3.13-slim")
@@ -86,16 +102,6 @@ def test_exceptions_on_another_python(newer):
     result = newer.result(fail)
     assert result.error_details.code == "RemoteExecutionError"
     assert result.data.endswith("ValueError: as usual\n")
-
-
-def test_crash_of_bytecode_on_another_python_is_explained(newer, packed):
-    def fragile(n):
-        return [i + 1 for i in range(n)], sum(x for x in range(n)), f"{n}"
-
-    result = newer.message(*packed(fragile, 3, code=DillCode()))
-    assert result.is_error
-    if result.error_details.code == "container-crashed":
-        assert "3.13" in result.data and "AllCodeStrategies" in result.data
 
 
 def test_image_without_python(inside, nopython_sif):
@@ -180,6 +186,23 @@ def test_no_apptainer(inside):
     code, text = failure(inside, apptainer="/no/such/apptainer")
     assert code == "apptainer-missing"
     assert "/no/such/apptainer" in text
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("echo apptainer version 1.0.3; exit 1", "apptainer-broken"),
+        ("[ $# = 1 ] && echo apptainer version 1.0.3 || exit 1", "apptainer-too-old"),
+        ("exit 1", "apptainer-broken"),
+    ],
+)
+def test_an_apptainer_that_is_no_good(inside, tmp_path, script, expected):
+    program = tmp_path / "apptainer"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    code, text = failure(inside, apptainer=str(program))
+    assert code == expected, text
+    assert str(program) in text
 
 
 def test_value_needs_no_explanation(inside):

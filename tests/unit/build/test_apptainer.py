@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,9 +81,20 @@ def test_what_cannot_be_used_is_refused(program, script: str, code: str):
     assert caught.value.code == code
 
 
-def test_missing_is_told_with_a_hint():
+def test_it_can_be_located_without_being_run(program, tmp_path: Path):
+    ran = tmp_path / "ran"
+    path = program(f"touch {ran}; echo apptainer version 1.3.6")
+    located = Apptainer.located(path)
+    assert not ran.exists()
+    assert located.version == ""
+    assert replace(located, version="1.3.6") == Apptainer.find(path)
+    assert ran.exists()
+
+
+@pytest.mark.parametrize("look", [Apptainer.find, Apptainer.located])
+def test_missing_is_told_with_a_hint(look):
     with pytest.raises(HostError) as caught:
-        Apptainer.find("/nonexistent/apptainer")
+        look("/nonexistent/apptainer")
     assert caught.value.code == "apptainer-missing"
     assert "containers" in caught.value.hint
 

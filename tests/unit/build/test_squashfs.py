@@ -49,3 +49,13 @@ def test_where_there_is_none_errors_name_it(monkeypatch) -> None:
     assert squashfs.program() == "mksquashfs"
     assert squashfs.find("mksquashfs") is None
     assert not squashfs.has_zstd()
+
+
+@pytest.mark.parametrize(
+    ("available", "expected"), [(10, "64M"), (2000, "500M"), (64000, "2048M")]
+)
+def test_it_takes_what_this_process_may_have(monkeypatch, available, expected) -> None:
+    monkeypatch.setattr(squashfs, "available_memory", lambda: available * 1024**2)
+    monkeypatch.setattr(squashfs, "processors", lambda: 3)
+    assert squashfs.limits() == ["-processors", "3", "-mem", expected]
+    assert " ".join(squashfs.limits()) in " ".join(squashfs.options())

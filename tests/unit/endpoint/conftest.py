@@ -18,6 +18,7 @@ from globus_compute_endpoint.engines import GCFuture
 from parsl.executors import HighThroughputExecutor
 
 from globus_compute_apptainer.config import BuildConfig
+from globus_compute_apptainer.endpoint import engine as engine_module
 from globus_compute_apptainer.endpoint.engine import ApptainerEngine
 from globus_compute_apptainer.images import ImageService
 from globus_compute_apptainer.store.cache import Store
@@ -68,9 +69,17 @@ def executor() -> FakeExecutor:
 
 @pytest.fixture
 def make_engine(
-    tmp_path: Path, builder: Any, executor: FakeExecutor
+    tmp_path: Path,
+    builder: Any,
+    executor: FakeExecutor,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Callable[..., ApptainerEngine]]:
     made: list[ApptainerEngine] = []
+
+    def images(*_: Any) -> ImageService:
+        return ImageService(
+            Store(tmp_path / "cache"), lambda: builder, BuildConfig(tmp_dir=tmp_path)
+        )
 
     def make(
         containers: dict[str, Any] | None = None, **kwargs: Any
@@ -80,11 +89,9 @@ def make_engine(
             executor=executor, containers=block, strategy="none", **kwargs
         )
         made.append(engine)
-        engine.start(endpoint_id=uuid.uuid4(), run_dir=str(tmp_path))
-        engine._images.close()
-        engine._images = ImageService(
-            Store(tmp_path / "cache"), lambda: builder, BuildConfig(tmp_dir=tmp_path)
-        )
+        with monkeypatch.context() as patch:
+            patch.setattr(engine_module, "open_service", images)
+            engine.start(endpoint_id=uuid.uuid4(), run_dir=str(tmp_path))
         return engine
 
     yield make

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +96,106 @@ def test_closing_does_not_wait_for_what_has_not_begun(tmp_path, builder) -> None
     closing.join(30)
     assert not closing.is_alive()
     assert len(slow.compiled) == 1
+
+
+class Early:
+    """What compiles the layers of an image in the making."""
+
+    def __init__(self, *, works: bool = True) -> None:
+        self.works = works
+        self.begun, self.gate = threading.Event(), threading.Event()
+        self.cancels: list[threading.Event] = []
+        self.places: list[Path] = []
+
+    def __call__(self, target: Path, scratch: Path, cancel: threading.Event) -> bool:
+        self.cancels.append(cancel)
+        self.places += [target, scratch]
+        self.begun.set()
+        while not self.gate.wait(0.01):
+            if cancel.is_set():
+                return False
+        if self.works:
+            target.write_bytes(b"early bytecode")
+        return self.works
+
+    def left(self) -> list[Path]:
+        return [path for path in self.places if path.parent.exists()]
+
+
+@pytest.fixture
+def early(builder) -> Early:
+    builder.early = Early()
+    return builder.early
+
+
+def leftovers(tmp_path: Path) -> list[Path]:
+    found = [*tmp_path.glob("cache/*/tmp/*"), *tmp_path.glob("gc-apptainer-build*")]
+    return [path for path in found if path.is_dir()]
+
+
+def test_it_is_begun_with_while_the_image_is_made(service, builder, early) -> None:
+    early.gate.set()
+    ready = service.request(IMAGE).result(30)
+    service.settle()
+    assert ready.image.bytecode.read_bytes() == b"early bytecode"
+    assert builder.compiled == []
+
+
+def test_an_image_is_ready_before_its_bytecode(service, early, tmp_path) -> None:
+    ready = service.request(IMAGE).result(30)
+    assert early.begun.wait(30)
+    assert ready.image.bytecode is None
+    early.gate.set()
+    service.settle()
+    assert ready.image.bytecode is not None
+    assert leftovers(tmp_path) == []
+
+
+def test_what_could_not_be_compiled_early_is_compiled_after(
+    service, builder, early
+) -> None:
+    early.works = False
+    early.gate.set()
+    ready = service.request(IMAGE).result(30)
+    service.settle()
+    assert ready.image.bytecode.read_bytes() == b"not real bytecode"
+
+
+def test_it_ends_with_a_build_that_fails(tmp_path, builder, early) -> None:
+    class Failing(type(builder)):
+        def build(self, *args, layered, **kwargs):
+            layered(early)
+            assert early.begun.wait(30)
+            raise BuildError("no")
+
+    service = make_service(tmp_path, Failing())
+    with pytest.raises(BuildError):
+        service.request(IMAGE).result(30)
+    deadline = time.monotonic() + 60
+    while leftovers(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert early.cancels[0].is_set()
+    assert leftovers(tmp_path) == []
+    service.close()
+
+
+def test_closing_ends_it(service, early, tmp_path) -> None:
+    service.request(IMAGE).result(30)
+    assert early.begun.wait(30)
+    closing = threading.Thread(target=service.close)
+    closing.start()
+    closing.join(60)
+    assert not closing.is_alive()
+    assert early.cancels[0].is_set()
+    assert leftovers(tmp_path) == []
+
+
+def test_a_flat_image_gets_none_though_it_was_begun(tmp_path, builder, early) -> None:
+    early.gate.set()
+    service = make_service(tmp_path, builder)
+    builder.layers = ()
+    ready = service.request(IMAGE).result(30)
+    service.settle()
+    service.close()
+    assert ready.image.bytecode is None
+    assert leftovers(tmp_path) == []

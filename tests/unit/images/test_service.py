@@ -65,6 +65,45 @@ def test_requests_while_a_build_runs_share_it(service, builder) -> None:
     assert len(builder.builds) == 1
 
 
+def test_a_request_can_be_looked_at(service, builder) -> None:
+    digest = image("pandas").digest
+    assert service.standing(digest) is None
+    builder.gate.clear()
+    futures = [service.request(image("pandas")) for _ in range(3)]
+    poll(lambda: service.standing(digest) == ("building", 3))
+    builder.gate.set()
+    assert {f.result(30).image.manifest.spec_digest for f in futures} == {digest}
+    poll(lambda: service.standing(digest) is None)
+    assert [i.manifest.spec_digest for i in service.stored()] == [digest]
+
+
+def test_a_cancelled_request_fails_at_once_and_the_next_one_is_served(
+    service, builder
+) -> None:
+    builder.gate.clear()
+    futures = [service.request(image("pandas")) for _ in range(3)]
+    other = service.request(image("numpy"))
+    poll(lambda: len(builder.builds) == 2)
+    assert service.cancel(image("pandas").digest) == 3
+    for future in futures:
+        with pytest.raises(BuildError) as caught:
+            future.result(0)
+        assert caught.value.code == "build-cancelled"
+    again = service.request(image("pandas"))
+    assert service.cancel(image("scipy").digest) == 0
+    builder.gate.set()
+    assert again.result(30).cache == "built"
+    assert other.result(30).cache == "built"
+
+
+def test_what_was_cancelled_does_not_outlive_the_service(service, builder) -> None:
+    builder.gate.clear()
+    service.request(image("pandas"))
+    poll(lambda: builder.builds)
+    service.cancel(image("pandas").digest)
+    service.close()  # would wait for the gate
+
+
 def test_different_images_build_side_by_side_up_to_the_bound(service, builder) -> None:
     builder.gate.clear()
     futures = [service.request(image(name)) for name in ("a1", "b1", "c1")]

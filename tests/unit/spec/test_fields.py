@@ -47,6 +47,35 @@ def test_python_refused(value):
     assert refused(fields.python, value).field == "f"
 
 
+def test_modules_to_preload_keep_their_order():
+    given = ["numpy", "scipy.linalg", "numpy", "_x"]
+    assert fields.preload("preload", given) == ("numpy", "scipy.linalg", "_x")
+    assert fields.preload("preload", []) == ()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "numpy",
+        {"numpy": 1},
+        ["a b"],
+        ["a."],
+        [".a"],
+        ["a;b"],
+        ["class"],
+        [1],
+        ["x" * 201],
+    ],
+)
+def test_what_is_no_module(value):
+    assert refused(fields.preload, value).field.startswith("f")
+
+
+def test_too_many_modules():
+    names = [f"m{n}" for n in range(51)]
+    assert refused(fields.preload, names).field == "f"
+
+
 def test_gpu():
     assert fields.gpu("gpu", "nvidia") == "nvidia"
     assert fields.gpu("gpu", "rocm") == "rocm"

@@ -1,4 +1,4 @@
-"""Field names: aliases, ignored, later, unknown."""
+"""Field names: aliases, ignored, unknown."""
 
 import pytest
 
@@ -7,7 +7,6 @@ from globus_compute_apptainer.spec.names import (
     ALIASES,
     FIELDS,
     IGNORED,
-    LATER,
     near,
     resolve,
 )
@@ -20,7 +19,7 @@ def test_labels_keep_what_the_user_wrote():
     assert notes == ()
 
 
-@pytest.mark.parametrize("name", [*FIELDS, *ALIASES, *LATER])
+@pytest.mark.parametrize("name", [*FIELDS, *ALIASES])
 def test_null_is_absent(name):
     assert resolve({name: None}) == ({}, ())
 
@@ -31,21 +30,6 @@ def test_ids_of_the_container_service_are_ignored_with_a_note(name, value):
     given, (note,) = resolve({name: value})
     assert given == {}
     assert note.startswith(f"{name} is ignored")
-
-
-@pytest.mark.parametrize("name", LATER)
-def test_later_fields_are_refused_and_never_ignored(name):
-    for value in (["x"], "x", {"a": 1}, 0, False):
-        with pytest.raises(SpecError, match="comes with a later version") as caught:
-            resolve({name: value})
-        assert (caught.value.code, caught.value.field) == ("spec-unsupported", name)
-        assert caught.value.hint.startswith("for now")
-
-
-@pytest.mark.parametrize("value", [None, "", [], {}])
-@pytest.mark.parametrize("name", LATER)
-def test_later_fields_that_ask_for_nothing_are_absent(name, value):
-    assert resolve({name: value}) == ({}, ())
 
 
 @pytest.mark.parametrize("alias", [a for a in ALIASES if ALIASES[a] in FIELDS])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from globus_compute_apptainer.errors import SpecError
 from globus_compute_apptainer.spec.model import RunSpec, parse
-from globus_compute_apptainer.spec.names import ALIASES, FIELDS, IGNORED, LATER
+from globus_compute_apptainer.spec.names import ALIASES, FIELDS, IGNORED
 
 CONTEXT = {"default_base": "docker://python:{python}-slim", "python": "3.11"}
 
@@ -45,7 +45,7 @@ trees = st.recursive(
     ),
     max_leaves=12,
 )
-names = st.sampled_from([*FIELDS, *ALIASES, *LATER, *IGNORED])
+names = st.sampled_from([*FIELDS, *ALIASES, *IGNORED])
 anything = (
     trees
     | st.dictionaries(names | st.text(max_size=8), trees, max_size=5)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,12 @@ from typing import Any
 import pytest
 from globus_compute_sdk.serialize import ComputeSerializer, PureSourceDill
 
-from globus_compute_apptainer.worker import agent
+from globus_compute_apptainer.worker import inside, place
 from globus_compute_apptainer.worker.container import Container
+from globus_compute_apptainer.worker.inside import start as starting
+from globus_compute_apptainer.worker.keeper.owner import start_of
 from globus_compute_apptainer.worker.launch import Launch
+from globus_compute_apptainer.worker.node import Bounds, Node
 from globus_compute_apptainer.worker.order import ContainerOrder
 
 
@@ -48,14 +54,16 @@ def library(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def agent_launch(library: Path, tmp_path: Path) -> Callable[..., Launch]:
-    """``agent_launch(**environment)``: the agent, which sees no site-packages."""
+    """``agent_launch(**environment)``: a zygote, which sees no site-packages."""
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    (ours / starting.NAME).symlink_to(Path(inside.__file__).parent)
 
-    def make(**environment: str) -> Launch:
-        outside = agent.mount_namespace()
-        argv = (sys.executable, "-S", "-s", agent.__file__)
+    def make(*, preload: str = "[]", **environment: str) -> Launch:
+        argv = (sys.executable, "-S", "-s", "-c", starting.BOOT, str(ours))
         base = {"PATH": os.environ["PATH"], "PYTHONNOUSERSITE": "1"}
         return Launch(
-            (*argv, str(library), "4.19.0", outside),
+            (*argv, str(library), "4.19.0", preload),
             {**base, **environment},
             str(tmp_path),
         )
@@ -64,17 +72,53 @@ def agent_launch(library: Path, tmp_path: Path) -> Callable[..., Launch]:
 
 
 @pytest.fixture
-def started(agent_launch) -> Iterator[Callable[..., Container]]:
-    """``started(**environment)``: a running agent, closed after the test."""
+def owner() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that stands for a pool's manager: when it ends, the pool does."""
+    with subprocess.Popen(["sleep", "3600"]) as process:
+        yield process
+        process.kill()
+
+
+@pytest.fixture
+def worker_pool(owner: subprocess.Popen[bytes]) -> Iterator[place.Pool]:
+    """A worker pool, gone with its keeper and all containers after the test."""
+    made = place.Pool(owner.pid, start_of(owner.pid))
+    folder = place.folder(made)
+    yield made
+    owner.kill()
+    if not (folder / place.SOCKET).exists():
+        shutil.rmtree(folder, ignore_errors=True)  # nobody asked for anything
+    deadline = time.monotonic() + 120
+    while folder.exists():
+        assert time.monotonic() < deadline, "the keeper has not ended"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def node(worker_pool: place.Pool) -> Node:
+    return Node(lambda: worker_pool)
+
+
+@pytest.fixture
+def start(node: Node) -> Iterator[Callable[..., Container]]:
+    """``start(launch)``: a child in the container that ``launch`` starts, which
+    others may share if they give the same ``key``; closed after the test."""
     running = []
 
-    def start(**environment: str) -> Container:
-        running.append(Container(agent_launch(**environment), 60))
+    def start(launch: Launch, key: str = "", **bounds: Any) -> Container:
+        key = key or f"key {len(running)}"
+        running.append(Container(node, key, launch, Bounds(60.0, **bounds)))
         return running[-1]
 
     yield start
     for container in running:
         container.close()
+
+
+@pytest.fixture
+def started(agent_launch, start) -> Callable[..., Container]:
+    """``started(**environment)``: a running child, closed after the test."""
+    return lambda **environment: start(agent_launch(**environment))
 
 
 class Asker:

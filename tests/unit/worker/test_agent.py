@@ -1,4 +1,4 @@
-"""The agent as a process of its own, driven through its pipes."""
+"""What runs in a container, without a container around it."""
 
 import ast
 import sys
@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from globus_compute_apptainer.errors import TaskError
-from globus_compute_apptainer.worker import agent
+from globus_compute_apptainer.worker import inside
+from globus_compute_apptainer.worker.inside.agent import describe
+
+SOURCES = sorted(Path(inside.__file__).parent.glob("*.py"))
 
 
 def add(a, b=1):
@@ -30,24 +33,25 @@ def fail():
     raise ValueError("on purpose")
 
 
-def test_syntax_of_old_pythons():
-    source = Path(agent.__file__).read_text()
-    ast.parse(source, feature_version=(3, 8))
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
+def test_syntax_of_old_pythons(source):
+    ast.parse(source.read_text(), feature_version=(3, 8))
 
 
 def test_imports_nothing_of_ours():
-    tree = ast.parse(Path(agent.__file__).read_text())
     names = {
         name.split(".")[0]
-        for node in ast.walk(tree)
+        for source in SOURCES
+        for node in ast.walk(ast.parse(source.read_text()))
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in (
-            [node.module or "." * node.level]
+            [node.module or "" if not node.level else "." * node.level]
             if isinstance(node, ast.ImportFrom)
             else [alias.name for alias in node.names]
         )
     }
-    assert names - sys.stdlib_module_names == {"dill", "globus_compute_sdk"}
+    ours = {"", "dill", "globus_compute_sdk", "gc_apptainer_inside"}
+    assert names - sys.stdlib_module_names <= ours
 
 
 def test_runs_functions(started, asker):
@@ -69,7 +73,7 @@ def test_says_where_it_is(started):
 def test_library_is_last_on_the_path(started, asker, library):
     path = asker.ask(started(), search_path)
     assert path[-1] == str(library)
-    assert str(Path(agent.__file__).parent) not in path
+    assert str(library.parent / "ours") not in path
 
 
 def test_dill_of_the_image_wins(started, asker, library, tmp_path):
@@ -115,19 +119,13 @@ def test_folder_that_is_not_there(started, asker):
     assert asker.ask(container, add, 1) == 2
 
 
-def test_unreadable_library(agent_launch, library):
-    from globus_compute_apptainer.worker.container import Container
-
+def test_unreadable_library(agent_launch, start, library):
     (library / "dill").unlink()
     with pytest.raises(TaskError) as caught:
-        Container(agent_launch(), 60)
+        start(agent_launch())
     assert caught.value.code == "container-start-failed"
     assert caught.value.ended == "exit code 1"
     assert "No module named 'dill'" in "\n".join(caught.value.tail)
-
-
-def test_nothing_is_killed_where_no_namespace_is_known():
-    assert agent.members("") == agent.members("mnt:[0]") == set()
 
 
 def test_what_tasks_leave_becomes_the_guards_and_is_reaped(started, asker):
@@ -162,14 +160,14 @@ def test_description_leaves_out_two_calls():
     try:
         outer()
     except ValueError as error:
-        text, (code, _) = agent.describe(error)
+        text, (code, _) = describe(error)
     assert "in inner" in text and "in middle" in text and "in outer" not in text
     assert code == "RemoteExecutionError"
 
 
 def test_description_of_an_internal_error():
     error = KeyError("k")
-    assert agent.describe(error, (KeyError,)) == (
+    assert describe(error, (KeyError,)) == (
         "KeyError('k')",
         ("KeyError", "remote error: 'k'"),
     )

@@ -1,8 +1,6 @@
 import dataclasses
-import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from globus_compute_apptainer.errors import TaskError
-from globus_compute_apptainer.worker import agent
-from globus_compute_apptainer.worker import container as module
 from globus_compute_apptainer.worker.container import (
     Container,
     NotSentError,
     describe_end,
 )
+from globus_compute_apptainer.worker.inside import frames
 from globus_compute_apptainer.worker.launch import Launch
+from globus_compute_apptainer.worker.node import Bounds
 
 
 def pid():
@@ -51,13 +49,6 @@ def daemon():
 
 def program(source: str, tmp_path) -> Launch:
     return Launch((sys.executable, "-c", source), dict(os.environ), str(tmp_path))
-
-
-def agent_says(header: dict) -> str:
-    """Source that writes what the agent begins with."""
-    head = json.dumps(header).encode()
-    frame = agent.MAGIC + agent.SIZES.pack(len(head), 0) + head
-    return f"import sys; sys.stdout.buffer.write({frame!r}); sys.stdout.flush()"
 
 
 def gone(pid: int) -> bool:
@@ -112,21 +103,10 @@ def test_dead_container_does_not_take_a_task(started, asker):
     assert (error.code, error.ended) == ("container-crashed", "signal SIGKILL")
 
 
-def test_last_words_of_a_container_that_did_not_get_its_task(tmp_path, asker):
-    hello = agent_says({"details": {}, "guard": 0, "namespace": ""})
-    container = Container(program(f"{hello}; sys.exit('last words')", tmp_path), 60)
-    until(lambda: not container.alive)
-    until(lambda: container._errors.tail())
-    with pytest.raises(NotSentError) as caught:
-        asker.ask(container, pid)
-    assert caught.value.tail == ("last words",)
-    assert caught.value.ended == "exit code 1"
-
-
 def test_answer_to_another_task_is_not_taken(started, asker):
     container = started()
     header = {**asker.header(), "id": 77}
-    agent.write_frame(container._inlet.fileno(), header, asker.body(pid))
+    frames.write_frame(container._tasks.fileno(), header, asker.body(pid))
     with pytest.raises(TaskError, match="another task"):
         asker.ask(container, pid)
     assert not container.alive
@@ -148,70 +128,50 @@ def test_closing_ends_the_process(started, asker):
     container.close()
 
 
-def test_program_that_is_not_there(tmp_path):
+def test_program_that_is_not_there(tmp_path, start):
     with pytest.raises(TaskError, match="/no/such/program") as caught:
-        Container(Launch(("/no/such/program",), {}, str(tmp_path)), 10)
+        start(Launch(("/no/such/program",), {}, str(tmp_path)))
     assert caught.value.code == "container-start-failed"
 
 
-def test_program_that_says_nothing(tmp_path):
-    launch = program("import sys; sys.stdin.read(); sys.stdin.read()", tmp_path)
-    with pytest.raises(TaskError, match=r"did not start within 0\.3 s"):
-        Container(launch, 0.3)
+def test_program_that_says_nothing(tmp_path, node):
+    launch = program(
+        "import time; print('starting', flush=True); time.sleep(1000)", tmp_path
+    )
+    with pytest.raises(TaskError, match=r"did not start within 0\.5 s") as caught:
+        Container(node, "silent", launch, Bounds(start_timeout=0.5))
+    assert not caught.value.ended
 
 
-@pytest.mark.parametrize("noise", ["echo welcome", "yes welcome | head -5000"])
-def test_what_an_image_prints_as_it_starts(agent_launch, asker, capfd, noise):
+@pytest.mark.parametrize("noise", ["echo welcome", "yes welcome | head -50000"])
+def test_what_an_image_prints_as_it_starts(agent_launch, start, asker, capfd, noise):
     launch = agent_launch()
     argv = ("sh", "-c", f'{noise}; exec "$@"', "sh", *launch.argv)
-    container = Container(dataclasses.replace(launch, argv=argv), 60)
+    container = start(dataclasses.replace(launch, argv=argv))
     assert isinstance(asker.ask(container, pid), int)
-    container.close()
     assert "welcome\n" in capfd.readouterr().err
 
 
-def test_what_is_printed_instead_of_starting_is_in_the_error(tmp_path):
+def test_what_is_printed_instead_of_starting_is_in_the_error(tmp_path, start):
     source = "import sys; print('No space left on device'); sys.exit(3)"
     with pytest.raises(TaskError) as caught:
-        Container(program(source, tmp_path), 60)
+        start(program(source, tmp_path))
     assert caught.value.tail == ("No space left on device",)
     assert caught.value.ended == "exit code 3"
     assert "full" in caught.value.hint
 
 
-def test_endless_noise_is_not_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "GRACE_SECONDS", 0.2)
-    source = "while True: print('noise', flush=True)"
-    begin = time.monotonic()
-    with pytest.raises(TaskError, match="did not start") as caught:
-        Container(program(source, tmp_path), 600)
-    assert "noise" in caught.value.tail and not caught.value.ended
-    assert time.monotonic() - begin < 60
-
-
-def test_garbage_instead_of_hello(tmp_path):
-    garbage = agent.MAGIC + agent.SIZES.pack(2, 0) + b"\xff\xff"
-    source = f"import sys; sys.stdout.buffer.write({garbage!r}); sys.exit('odd')"
-    with pytest.raises(TaskError) as caught:
-        Container(program(source, tmp_path), 60)
-    assert caught.value.code == "container-start-failed"
-    assert caught.value.tail == ("odd",)
-
-
-def test_failure_while_starting_leaves_no_process(tmp_path, monkeypatch):
-    begun = []
-
-    class Recorded(subprocess.Popen):
-        def __init__(self, *args, **kwargs):
-            begun.append(self)
-            super().__init__(*args, **kwargs)
-
-    monkeypatch.setattr(subprocess, "Popen", Recorded)
-    source = agent_says({"no": "details"}) + "; sys.stdin.read()"
-    with pytest.raises(KeyError):
-        Container(program(source, tmp_path), 60)
-    (process,) = begun
-    assert process.returncode is not None
+def test_what_did_not_start_leaves_no_process(tmp_path, start):
+    note = tmp_path / "daemon"
+    source = f"""
+import os, subprocess, sys
+daemon = subprocess.Popen(["setsid", "sleep", "1000"])
+open({str(note)!r}, "w").write(str(daemon.pid))
+sys.exit("cannot go on")
+"""
+    with pytest.raises(TaskError):
+        start(program(source, tmp_path))
+    until(lambda: gone(int(note.read_text())))
 
 
 @pytest.mark.parametrize(
@@ -225,19 +185,18 @@ def test_failure_while_starting_leaves_no_process(tmp_path, monkeypatch):
         ("something else", ""),
     ],
 )
-def test_known_causes_have_hints(tmp_path, said, hint):
-    launch = program(f"import sys; sys.exit({said!r})", tmp_path)
+def test_known_causes_have_hints(tmp_path, start, said, hint):
     with pytest.raises(TaskError) as caught:
-        Container(launch, 30)
+        start(program(f"import sys; sys.exit({said!r})", tmp_path))
     assert caught.value.tail == (said,)
     assert hint in caught.value.hint
     assert bool(hint) == bool(caught.value.hint)
 
 
-def test_tail_is_bounded_and_leaves_out_remarks(tmp_path):
+def test_tail_is_bounded_and_leaves_out_remarks(tmp_path, start):
     source = "import sys; print('INFO:    remark', *range(9999), sep='\\n', "
     source += "file=sys.stderr); sys.exit('end\\nINFO:    remark')"
     with pytest.raises(TaskError) as caught:
-        Container(program(source, tmp_path), 30)
+        start(program(source, tmp_path))
     assert caught.value.tail[-1] == "end"
     assert len(caught.value.tail) <= 20

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from globus_compute_apptainer.worker.agent import read_frame, write_frame
+from globus_compute_apptainer.worker.inside.frames import read_frame, write_frame
 
 
 @pytest.fixture

@@ -11,8 +11,13 @@ import pytest
 from globus_compute_apptainer.build.apptainer import Apptainer
 from globus_compute_apptainer.errors import TaskError
 from globus_compute_apptainer.worker import launch as launching
-from globus_compute_apptainer.worker.container import Container
-from globus_compute_apptainer.worker.launch import Launch, launch
+from globus_compute_apptainer.worker.container import NO_SHELL
+from globus_compute_apptainer.worker.launch import (
+    Launch,
+    launch,
+    launch_program,
+    launch_shell,
+)
 
 
 @pytest.fixture
@@ -34,7 +39,8 @@ def inside(made: Launch, image: str) -> list[str]:
 
 def test_an_image_of_one_piece_starts_the_agent_itself(ready, tmp_path):
     command = inside(launch(ready, str(tmp_path)), ready.image)
-    assert command[:3] == ["/usr/bin/python3", "-s", "/.gca/agent.py"]
+    assert command[:3] == ["/usr/bin/python3", "-s", "-c"]
+    assert command[4] == "/.gca/ours"
 
 
 def test_layers_are_looked_for_before_anything_starts(ready, tmp_path):
@@ -50,11 +56,11 @@ def test_layers_are_looked_for_before_anything_starts(ready, tmp_path):
     assert subprocess.run([*command[:at], "true"]).returncode == 0
 
 
-def test_a_missing_layer_is_a_typed_error(ready, tmp_path):
+def test_a_missing_layer_is_a_typed_error(ready, start, tmp_path):
     layered = dataclasses.replace(ready, markers=(str(tmp_path / "missing"),))
     command = inside(launch(layered, str(tmp_path)), ready.image)
     with pytest.raises(TaskError) as caught:
-        Container(Launch(tuple(command), {"PATH": "/usr/bin:/bin"}, "/"), 60)
+        start(Launch(tuple(command), {"PATH": "/usr/bin:/bin"}, "/"))
     assert caught.value.code == "overlay-unavailable"
     assert "build.strategy: flat" in caught.value.hint
 
@@ -85,3 +91,52 @@ def test_no_bytecode_of_a_source_that_is_replaced(ready, tmp_path):
 
 def test_containers_with_and_without_bytecode_are_not_the_same(ready):
     assert dataclasses.replace(ready, bytecode="/x").run_key != ready.run_key
+
+
+def test_an_image_without_a_shell_is_a_typed_error(start) -> None:
+    """Its layers cannot be looked for."""
+    said = f"echo 'FATAL:   {NO_SHELL}' >&2; exit 255"
+    with pytest.raises(TaskError) as caught:
+        start(Launch(("/bin/sh", "-c", said), {"PATH": "/usr/bin:/bin"}, "/"))
+    assert caught.value.code == "no-shell"
+    assert "build.strategy: flat" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"gpu": "nvidia"}, ["--nv"]),
+        ({"gpu": "rocm"}, ["--rocm"]),
+        ({"options": ("--writable-tmpfs", "--no-home")}, ["--writable-tmpfs"]),
+        ({"options": ("--nv",)}, ["--nv"]),
+        ({}, []),
+    ],
+)
+def test_options_are_apptainers_and_not_the_programs(
+    ready, tmp_path, changes, expected
+) -> None:
+    order = dataclasses.replace(ready, **changes)
+    for made in (
+        launch(order, str(tmp_path)),
+        launch_shell(order, str(tmp_path), ("true",), {}),
+        launch_program(order, ["true"], str(tmp_path), [], {}),
+    ):
+        argv = list(made.argv)
+        before = argv[: argv.index(order.image)]
+        flags = {"--nv", "--rocm", "--writable-tmpfs"}
+        assert [word for word in before if word in flags] == expected
+        assert not flags & set(inside(made, order.image))
+
+
+def test_an_image_without_python_starts_no_agent(ready, tmp_path) -> None:
+    with pytest.raises(TaskError) as caught:
+        launch(dataclasses.replace(ready, python=None), str(tmp_path))
+    assert caught.value.code == "no-python"
+
+
+def test_names_that_no_shell_could_export_stay_outside(ready, tmp_path) -> None:
+    made = launch_shell(
+        ready, str(tmp_path), ("true",), {"GC_A": "1", "SLURM_B%c": "2"}
+    )
+    assert made.env["APPTAINERENV_GC_A"] == "1"
+    assert not [name for name in made.env if "SLURM_B" in name]

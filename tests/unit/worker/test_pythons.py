@@ -9,7 +9,6 @@ import subprocess
 import pytest
 
 from globus_compute_apptainer.errors import TaskError
-from globus_compute_apptainer.worker.container import Container
 
 
 @pytest.fixture
@@ -41,37 +40,31 @@ def spin():
 
 
 @pytest.mark.parametrize("minor", range(9, 15))
-def test_tasks(launch_on, asker, minor):
+def test_tasks(launch_on, start, asker, minor):
     from globus_compute_sdk import ShellFunction
 
-    container = Container(launch_on(f"3.{minor}"), 60)
-    try:
-        assert container.details["python_version"].startswith(f"3.{minor}.")
-        assert asker.ask(container, version) == [3, minor]
-        assert asker.ask(container, fail).endswith("ValueError: on purpose\n")
-        shell = ShellFunction("echo out")
-        asker.serializer.code_serializer = type(asker.serializer)().code_serializer
-        assert asker.ask(container, shell).stdout == "out\n"
-    finally:
-        container.close()
+    container = start(launch_on(f"3.{minor}"))
+    assert container.details["python_version"].startswith(f"3.{minor}.")
+    assert asker.ask(container, version) == [3, minor]
+    assert asker.ask(container, fail).endswith("ValueError: on purpose\n")
+    shell = ShellFunction("echo out")
+    asker.serializer.code_serializer = type(asker.serializer)().code_serializer
+    assert asker.ask(container, shell).stdout == "out\n"
 
 
 @pytest.mark.parametrize("minor", range(9, 15))
-def test_errors(launch_on, asker, minor):
-    container = Container(launch_on(f"3.{minor}"), 60)
-    try:
-        late = asker.ask(container, spin, env={"GC_TASK_TIMEOUT": "0.1"})
-        assert late.endswith("parsl.app.errors.AppTimeout\n")
-        unknown = ["globus_compute_sdk.serialize.Unknown"]
-        text = asker.ask(container, version, result_serializers=unknown)
-        assert "All strategies failed" in text and "Invalid strategy-like" in text
-        assert asker.ask(container, version) == [3, minor]
-    finally:
-        container.close()
+def test_errors(launch_on, start, asker, minor):
+    container = start(launch_on(f"3.{minor}"))
+    late = asker.ask(container, spin, env={"GC_TASK_TIMEOUT": "0.1"})
+    assert late.endswith("parsl.app.errors.AppTimeout\n")
+    unknown = ["globus_compute_sdk.serialize.Unknown"]
+    text = asker.ask(container, version, result_serializers=unknown)
+    assert "All strategies failed" in text and "Invalid strategy-like" in text
+    assert asker.ask(container, version) == [3, minor]
 
 
-def test_too_old(launch_on):
+def test_too_old(launch_on, start):
     with pytest.raises(TaskError) as caught:
-        Container(launch_on("3.8"), 60)
+        start(launch_on("3.8"))
     assert caught.value.tail == ("the image has Python 3.8; tasks need 3.9 or newer",)
     assert "newer Python" in caught.value.hint

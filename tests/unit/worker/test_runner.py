@@ -6,19 +6,21 @@ import pytest
 
 from globus_compute_apptainer.errors import HostError, TaskError
 from globus_compute_apptainer.worker import runner
+from globus_compute_apptainer.worker.inside import frames
 from globus_compute_apptainer.worker.warm import WarmPool
 
 
 @pytest.fixture
-def pool(monkeypatch):
+def warm(monkeypatch, node):
     pool = WarmPool()
     monkeypatch.setattr(runner, "_pool", pool)
+    monkeypatch.setattr(runner, "_node", node)
     yield pool
     pool.close()
 
 
 @pytest.fixture
-def run(pool, monkeypatch, agent_launch, order, pack_task, unpack_result, tmp_path):
+def run(warm, monkeypatch, agent_launch, order, pack_task, unpack_result, tmp_path):
     monkeypatch.setattr(runner, "launch", lambda order, run_dir: agent_launch())
 
     def run(function, *args, **options):
@@ -70,13 +72,13 @@ def test_crash_is_an_error_result(run):
 
 def test_task_that_was_not_sent_goes_to_a_fresh_container(run, monkeypatch):
     first = value(run(pid))
-    write_frame = runner.agent.write_frame
+    write_frame = frames.write_frame
 
     def broken_once(*args):
-        monkeypatch.setattr(runner.agent, "write_frame", write_frame)
+        monkeypatch.setattr(frames, "write_frame", write_frame)
         raise BrokenPipeError
 
-    monkeypatch.setattr(runner.agent, "write_frame", broken_once)
+    monkeypatch.setattr(frames, "write_frame", broken_once)
     assert value(run(pid)) != first
 
 
@@ -84,21 +86,21 @@ def test_task_that_was_not_sent_twice_is_an_error_result(run, monkeypatch):
     def broken(*args):
         raise BrokenPipeError
 
-    monkeypatch.setattr(runner.agent, "write_frame", broken)
+    monkeypatch.setattr(frames, "write_frame", broken)
     result = run(pid)
     assert result.error_details.code == "container-crashed"
     assert "before it had the task" in result.data
 
 
 def test_interrupted_task_does_not_answer_for_the_next(run, monkeypatch):
-    read_frame = runner.agent.read_frame
+    read_frame = frames.read_frame
 
     def interrupted_once(read):
-        monkeypatch.setattr(runner.agent, "read_frame", read_frame)
+        monkeypatch.setattr(frames, "read_frame", read_frame)
         raise KeyboardInterrupt
 
     assert value(run(add, 1)) == 2
-    monkeypatch.setattr(runner.agent, "read_frame", interrupted_once)
+    monkeypatch.setattr(frames, "read_frame", interrupted_once)
     with pytest.raises(KeyboardInterrupt):
         run(add, 2)
     assert value(run(add, 3)) == 4
@@ -152,6 +154,6 @@ def test_folders(tmp_path):
     assert runner._make_folders(str(link), "") == (str(tmp_path / "real"),) * 2
 
 
-def test_malformed_order_is_raised(pool, tmp_path):
+def test_malformed_order_is_raised(warm, tmp_path):
     with pytest.raises(ValueError, match="different versions"):
         runner.run(b"", uuid.uuid4(), run_dir=tmp_path, container={})

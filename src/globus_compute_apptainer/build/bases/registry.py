@@ -180,15 +180,13 @@ class Registry:
 
     def json_blob(self, name: Name, digest: str) -> bytes:
         """A small blob, such as an image's configuration."""
-        with self._wire.ask("GET", name.repository, f"blobs/{digest}") as answer:
-            body = self._wire.body(answer)
+        body, _ = self._wire.fetch(name.repository, f"blobs/{digest}")
         self._wire.check_digest(digest, _sha256(body))
         return body
 
     def _manifest(self, name: Name, reference: str) -> tuple[str, dict[str, Any]]:
-        with self._wire.ask("GET", name.repository, f"manifests/{reference}") as answer:
-            body = self._wire.body(answer)
-            claimed = answer.headers.get("Docker-Content-Digest", "")
+        body, told = self._wire.fetch(name.repository, f"manifests/{reference}")
+        claimed = told.get("Docker-Content-Digest", "")
         digest = _sha256(body)
         if reference.startswith("sha512:"):
             sha512 = f"sha512:{hashlib.sha512(body).hexdigest()}"

@@ -14,6 +14,8 @@ import base64
 import contextlib
 import json
 import re
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin, urlsplit
@@ -36,12 +38,21 @@ ATTEMPTS: Final = 3
 PAUSE_SECONDS: Final = 0.5
 """Before a second attempt; then twice that."""
 
+MAX_PAUSE_SECONDS: Final = 30.0
+"""A server that asks for a longer pause than this is not asked again."""
+
+MOMENT_SECONDS: Final = 0.1
+"""By which a wait ends after a build's time is up, so that this is why it failed."""
+
 MAX_BODY_BYTES: Final = 4 * 1024**2
 """Of a manifest or a token; registries take no larger ones."""
 
 MAX_REDIRECTS: Final = 5
 CHUNK_BYTES: Final = 64 * 1024
 """Small enough that a slow answer is noticed between two of them."""
+
+TOO_OFTEN: Final = 429
+SERVER_TROUBLE: Final = 500
 
 _ACCEPT: Final = ", ".join(
     (
@@ -107,6 +118,22 @@ class Wire:
                 raise self._refused(answer.status_code, what)
             yield answer
 
+    def fetch(self, repository: str, what: str) -> tuple[bytes, Mapping[str, str]]:
+        """A small answer and its headers; asked for again where it breaks off.
+
+        :raises BuildError: as of :meth:`ask`
+        """
+        for attempt in range(ATTEMPTS):
+            with self.ask("GET", repository, what) as answer:
+                try:
+                    return self._body(answer), answer.headers
+                except requests.RequestException as error:
+                    self.job.check()
+                    if attempt + 1 == ATTEMPTS:
+                        raise self.unreachable(error) from error
+            self.pause(attempt)
+        raise AssertionError
+
     def _answer(self, method: str, url: str, repository: str) -> requests.Response:
         """Follow redirects; the authorization stays with this registry."""
         for _ in range(MAX_REDIRECTS):
@@ -133,7 +160,7 @@ class Wire:
         """An answer, after some patience with a server in trouble."""
         for attempt in range(ATTEMPTS):
             self.job.check()
-            last = attempt + 1 == ATTEMPTS
+            last, least = attempt + 1 == ATTEMPTS, 0.0
             try:
                 answer = self._session.request(
                     method,
@@ -142,21 +169,32 @@ class Wire:
                     data=form,
                     allow_redirects=False,
                     stream=True,
-                    timeout=self._timeout,
+                    timeout=self._patience(),
                     proxies=self._proxies.for_url(url),
                 )
             except (requests.RequestException, UnicodeError) as error:
+                self.job.check()
                 if last or isinstance(error, requests.exceptions.SSLError):
                     raise self.unreachable(error) from error
             else:
-                if answer.status_code < 500 or last:
+                wished = wished_pause(answer.status_code, answer.headers)
+                if last or wished is None:
                     return answer
+                least = wished
                 answer.close()
-            self.pause(attempt)
+            self.pause(attempt, least)
         raise AssertionError
 
-    def pause(self, attempt: int) -> None:
-        self.job.cancel.wait(PAUSE_SECONDS * 2**attempt)
+    def _patience(self) -> tuple[float, float]:
+        """A server that says nothing holds no build longer than that may take."""
+        left = self.job.left() + MOMENT_SECONDS
+        connect, read = self._timeout
+        return min(connect, left), min(read, left)
+
+    def pause(self, attempt: int, least: float = 0.0) -> None:
+        """Wait before the next attempt, no longer than the build may take."""
+        wanted = max(least, PAUSE_SECONDS * 2**attempt)
+        self.job.cancel.wait(min(wanted, self.job.left() + MOMENT_SECONDS))
         self.job.check()
 
     def _log_in(self, challenge: str, repository: str) -> None:
@@ -192,8 +230,11 @@ class Wire:
             if not answer.ok:
                 raise self._refused(answer.status_code, "")
             try:
-                given = json.loads(self.body(answer))
+                given = json.loads(self._body(answer))
                 token = given.get("token") or given.get("access_token")
+            except requests.RequestException as error:
+                self.job.check()
+                raise self.unreachable(error) from error
             except (ValueError, AttributeError):
                 token = None
         if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
@@ -205,16 +246,13 @@ class Wire:
         pair = f"{known.user}:{known.password}".encode()
         return f"Basic {base64.b64encode(pair).decode()}"
 
-    def body(self, answer: requests.Response) -> bytes:
+    def _body(self, answer: requests.Response) -> bytes:
         body = b""
-        try:
-            for piece in answer.iter_content(CHUNK_BYTES):
-                self.job.check()
-                body += piece
-                if len(body) > MAX_BODY_BYTES:
-                    raise self.odd("its answer is too long")
-        except requests.RequestException as error:
-            raise self.unreachable(error) from error
+        for piece in answer.iter_content(CHUNK_BYTES):
+            self.job.check()
+            body += piece
+            if len(body) > MAX_BODY_BYTES:
+                raise self.odd("its answer is too long")
         return body
 
     def check_digest(self, wanted: str, found: str) -> None:
@@ -268,3 +306,22 @@ class Wire:
                 hint = "name the site's CA bundle as `build.ca_bundle`"
         self.job.transcript.note(f"{self._host}: {said}")
         return self.job.error(message, code="registry-unreachable", hint=hint)
+
+
+def wished_pause(status: int, headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server wants to be left alone after this answer, at least 0.
+
+    None: the answer stands, or it wants more than anybody waits for. A server that
+    refuses because it was asked too often (429) is asked again only if it says when.
+    """
+    if status != TOO_OFTEN and status < SERVER_TROUBLE:
+        return None
+    said = headers.get("Retry-After", "").strip()
+    seconds = 0.0 if status >= SERVER_TROUBLE else None
+    if said.isdecimal():
+        seconds = float(said[:9])
+    elif said:
+        with contextlib.suppress(ValueError, TypeError):
+            when = parsedate_to_datetime(said)
+            seconds = max(0.0, (when - datetime.now(timezone.utc)).total_seconds())
+    return None if seconds is None or seconds > MAX_PAUSE_SECONDS else seconds

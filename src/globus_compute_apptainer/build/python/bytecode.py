@@ -1,9 +1,9 @@
 """Bytecode of a finished image, in a squashfs file of its own beside it.
 
 Runs in the endpoint process. Images are published without bytecode, since compiling
-takes several times as long as all the rest; without it every new process compiles
-anew. So it is made right after, by the image's own Python, and laid over the image
-where containers start.
+takes as long as all the rest; without it every new process compiles anew. So it is made
+by the image's own Python as soon as the layers are there, beside the rest of the build,
+which does not wait for it; and laid over the image where containers start.
 
 Nothing is written next to sources: the compiled files are laid out as the image would
 have them, and are *unchecked* (PEP 552): Python takes them without looking at the
@@ -26,13 +26,21 @@ from globus_compute_apptainer.build.apptainer import (
     without_proxies,
 )
 from globus_compute_apptainer.build.layer import place_marker
+from globus_compute_apptainer.build.processors import processors
 from globus_compute_apptainer.build.scratch import remove_tree
 from globus_compute_apptainer.build.system.plan import KIT
 
 if TYPE_CHECKING:
     import threading
 
-NICE: Final = "19"
+# Behind whatever else wants to run. Where the kernel groups processes by session,
+# niceness counts within a group only and the group has one of its own: not the lowest,
+# with which a busy machine would never be done.
+_LAST: Final = (
+    *("/bin/sh", "-c"),
+    '{ echo 5 >/proc/self/autogroup; } 2>/dev/null; exec nice -n 19 "$@"',
+    "sh",
+)
 
 # Any Python from 3.7 on. Every child takes every n-th file; what does not compile
 # (templates, code for other versions) is left to whoever imports it, and so are tests,
@@ -40,7 +48,7 @@ NICE: Final = "19"
 _PROGRAM: Final = r"""
 import os, py_compile, sys
 from importlib.util import cache_from_source
-out, *roots = sys.argv[1:]
+most, out, *roots = sys.argv[1:]
 mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
 files = []
 for root in roots:
@@ -60,7 +68,7 @@ def compile_every(first, step):
             )
         except Exception:
             pass
-jobs = max(1, min(len(os.sched_getaffinity(0)), len(files) // 50 + 1))
+jobs = max(1, min(int(most), len(files) // 50 + 1))
 children = []
 for number in range(jobs):
     child = os.fork()
@@ -76,6 +84,14 @@ sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
 """
 
 
+# The Python that tasks will use, as :mod:`..probe` finds it.
+_FIRST_ON_PATH: Final = (
+    *("/bin/sh", "-c"),
+    'exec "$(command -v python3 || command -v python)" "$@"',
+    "sh",
+)
+
+
 def _ignore(line: str) -> None:
     """For those who do not want to know."""
 
@@ -84,7 +100,7 @@ def compile_bytecode(
     apptainer: Apptainer,
     image: Path,
     roots: Sequence[str],
-    python: str,
+    python: str | None,
     target: Path,
     scratch: Path,
     *,
@@ -96,11 +112,12 @@ def compile_bytecode(
 ) -> bool:
     """Write ``target``, a squashfs file with the bytecode that ``image`` lacks.
 
-    At the lowest priority, on all processors that this process may use.
+    Behind whatever else runs, on all processors that this process may use.
 
     :param roots: absolute paths of directories in the image, with all below them;
         ones that are not there do no harm
-    :param python: absolute path of the image's Python that will use it
+    :param python: absolute path of the image's Python that will use it; None: the
+        first on its PATH
     :param scratch: a directory to make a private one in
     :param key: names the marker inside, see :mod:`.layer`
     :param options: of ``exec``, such as overlays
@@ -111,9 +128,11 @@ def compile_bytecode(
     root = work / "root"
     for folder in (root, work / "contained"):
         folder.mkdir(parents=True)
+    most = str(processors())
+    start = _FIRST_ON_PATH if python is None else (python,)
     argv = apptainer.exec_argv(
         image,
-        [python, "-I", "-S", "-B", "-c", _PROGRAM, f"{KIT}/root", *roots],
+        [*start, "-I", "-S", "-B", "-c", _PROGRAM, most, f"{KIT}/root", *roots],
         binds=[bind(root, f"{KIT}/root")],
         options=[*options, "--containall", "--workdir", str(work / "contained")],
         cwd="/",
@@ -143,4 +162,4 @@ def compile_bytecode(
 
 
 def _ends_well(command: Sequence[str], **how: Any) -> bool:
-    return run(["nice", "-n", NICE, *command], **how).ok
+    return run([*_LAST, *command], **how).ok

@@ -11,6 +11,8 @@ host ever sees::
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import re
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from globus_compute_apptainer.build import indexes
+from globus_compute_apptainer.build.processors import processors
 from globus_compute_apptainer.build.python import settings, standins
 from globus_compute_apptainer.build.scratch import remove_tree
 
@@ -89,20 +92,26 @@ class HostUv:
                 hint="install globus-compute-apptainer[endpoint]",
             )
         options = ["--no-index"] if self.job.site.no_index else []
-        ended = self.job.attempt(
-            [str(program), *argv, *options],
-            env=self._environment(links),
-            cwd=self.work,
-            shown=f"uv {' '.join(argv[:2])}",
-            on_line=follower.line,
-        )
+        try:
+            ended = self.job.attempt(
+                [str(program), *argv, *options],
+                env=self._environment(links),
+                cwd=self.work,
+                shown=f"uv {' '.join(argv[:2])}",
+                on_line=follower.line,
+            )
+        finally:
+            sweep(self.packages / "uv")
         return ended.ok
 
     def _environment(self, links: Path | None) -> dict[str, str]:
         """Neither settings nor credentials of this user but those of the site."""
         home = self.work / "home"
         home.mkdir(exist_ok=True)
+        most = str(processors())
         found = {
+            "UV_CONCURRENT_BUILDS": most,
+            "UV_CONCURRENT_INSTALLS": most,
             **self.job.site.host,
             **_SETTINGS,
             "HOME": str(home),
@@ -116,6 +125,18 @@ class HostUv:
             file.write_text(text, encoding="utf-8")
             found["UV_CONFIG_FILE"] = str(file)
         return with_links(found, links.as_uri() if links else "")
+
+
+def sweep(cache: Path) -> None:
+    """Remove what a uv that was killed left in its cache, if none is at work there.
+
+    uv holds a lock on ``.lock`` while it uses a cache (its ``uv-cache/src/lib.rs``),
+    and keeps unfinished things in ``.tmp*``. Where the lock cannot be had, they stay.
+    """
+    with contextlib.suppress(OSError), (cache / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for left in cache.glob(".tmp*"):
+            remove_tree(left) if left.is_dir() else left.unlink()
 
 
 def with_links(environment: Mapping[str, str], place: str) -> dict[str, str]:

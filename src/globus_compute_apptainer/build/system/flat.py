@@ -99,4 +99,4 @@ def packing(apptainer: Apptainer) -> list[str]:
     """Options for how to pack; none where that cannot be chosen."""
     if apptainer.release < PACKING_SINCE or not squashfs.has_zstd():
         return []
-    return ["--mksquashfs-args", " ".join(squashfs.ZSTD)]
+    return ["--mksquashfs-args", " ".join([*squashfs.ZSTD, *squashfs.limits()])]

@@ -59,6 +59,11 @@ class Kit:
         return self.folder / "work"
 
     @property
+    def apt(self) -> Path:
+        """Where apt's lists are."""
+        return self.work / "apt"
+
+    @property
     def outside(self) -> Path:
         """For temporary files of Apptainer itself; a build does not see it."""
         return self.folder / "tmp"

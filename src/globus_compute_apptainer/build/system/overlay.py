@@ -25,7 +25,7 @@ from globus_compute_apptainer.build.apptainer import ALONE
 from globus_compute_apptainer.build.layer import layer_key, marker
 from globus_compute_apptainer.build.layers import LAYER_FILE, kept_layer
 from globus_compute_apptainer.build.scratch import remove_tree
-from globus_compute_apptainer.build.system import kit, upper
+from globus_compute_apptainer.build.system import kit, lists, upper
 from globus_compute_apptainer.build.system.plan import KIT, SEAL_DEFINITION
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from globus_compute_apptainer.build.layer import Layer
     from globus_compute_apptainer.build.layers import Below
     from globus_compute_apptainer.build.system.kit import Kit
+    from globus_compute_apptainer.build.system.lists import Lists
 
 PACKING: Final = ("-no-xattrs", "-exit-on-error")
 
@@ -49,13 +50,16 @@ class OverlayUnsuitableError(Exception):
     """This cannot be a layer, or not here; the text says why."""
 
 
-def apt_layer(job: Job, below: Below, packages: Sequence[str], shelf: Keeper) -> Layer:
+def apt_layer(
+    job: Job, below: Below, packages: Sequence[str], shelf: Keeper, cache: Path
+) -> Layer:
     """A layer of Debian packages and what they depend on.
 
     Its lock names the packages that came or changed. ``build_env`` of the spec is
     set while they are installed.
 
     :param packages: ``name`` or ``name=version``
+    :param cache: the endpoint's package cache, for apt's lists
     :raises BuildError: they cannot be installed
     :raises OverlayUnsuitableError: not as a layer
     """
@@ -65,7 +69,8 @@ def apt_layer(job: Job, below: Below, packages: Sequence[str], shelf: Keeper) ->
     )
 
     def make(workspace: Path) -> Mapping[str, Any]:
-        installed = _run(job, below, workspace, "apt", key, apt=names)
+        kept = lists.kept_lists(job, below, cache)
+        installed = _run(job, below, workspace, "apt", key, apt=names, kept=kept)
         return {"requested": names, **installed}
 
     return kept_layer(job, shelf, "apt", key, make)
@@ -117,6 +122,7 @@ def _run(
     apt: Sequence[str] = (),
     post: Sequence[str] = (),
     post_build: bool = False,
+    kept: Lists | None = None,
 ) -> Mapping[str, Any]:
     """Make the layer file in ``workspace``; returns what packages it brings."""
     markers = (marker(key), [layer.marker for layer in below.layers])
@@ -126,7 +132,10 @@ def _run(
         with kit.laid_out(
             job, kind, apt=apt, post=post, post_build=post_build, markers=markers
         ) as laid:
+            had = kept.lay(laid.apt) if kept else {}
             _execute(job, below, written, laid)
+            if kept:
+                kept.keep(laid.apt, had)
             _seal(job, below, written, laid, workspace / LAYER_FILE)
             return laid.installed()
     finally:
@@ -184,18 +193,29 @@ def _seal(job: Job, below: Below, written: Path, laid: Kit, target: Path) -> Non
     :raises OverlayUnsuitableError: a layer would show it wrongly
     """
     tree, answer = written / "upper", laid.folder / "answer.json"
+    ours = upper.is_ours(tree)
+    pack = [squashfs.program(), str(tree), str(target), *squashfs.options(fast=True)]
     order = {
         "upper": str(tree),
         "below": _listings(below),
         "drop": [KIT.lstrip("/")],
         "answer": str(answer),
-        "pack": [
-            squashfs.program(),
-            *(str(tree), str(target)),
-            *(*squashfs.options(), *PACKING),
-        ],
+        "pack": [*pack, *PACKING, *(["-all-root"] if ours else [])],
     }
-    (laid.folder / "order.json").write_text(json.dumps(order), encoding="utf-8")
+    told = laid.folder / "order.json"
+    told.write_text(json.dumps(order), encoding="utf-8")
+    if ours:
+        argv = [sys.executable, "-I", "-S", "-B", str(upper.__file__), str(told)]
+        job.run(argv, env=job.apptainer.environment(), shown="mksquashfs")
+    else:
+        _seal_as_root(job, laid, told)
+    reason = json.loads(answer.read_text(encoding="utf-8"))["reason"]
+    if reason:
+        raise OverlayUnsuitableError(reason)
+
+
+def _seal_as_root(job: Job, laid: Kit, order: Path) -> None:
+    """The same where files belong to this user's sub-ids."""
     definition = laid.folder / "seal.def"
     definition.write_text(SEAL_DEFINITION, encoding="utf-8")
     argv = job.apptainer.build_argv(
@@ -204,12 +224,9 @@ def _seal(job: Job, below: Below, written: Path, laid: Kit, target: Path) -> Non
     env = {
         **_environment(job, laid),
         **program(upper.__file__),
-        "GC_APPTAINER_SEAL": str(laid.folder / "order.json"),
+        "GC_APPTAINER_SEAL": str(order),
     }
     job.run(argv, env=env, shown="mksquashfs", on_line=_Remarks(job).line)
-    reason = json.loads(answer.read_text(encoding="utf-8"))["reason"]
-    if reason:
-        raise OverlayUnsuitableError(reason)
 
 
 def _listings(below: Below) -> list[list[str]]:

@@ -7,7 +7,7 @@
 # environment.sh, layers.txt (markers that must be there) and marker.txt (the one to
 # make), these two for overlays only. $KIT/work is scratch, gone after the build; what
 # is left there on purpose: before and after (Debian packages), ended (status of what
-# was run for post).
+# was run for post), apt (its lists, which may be there from a build before this).
 # Tells what it does by lines that transcript.py reads:
 #   @@stage NAME           a stage begins
 #   @@run COMMAND          a command begins
@@ -44,7 +44,29 @@ installed() {
 }
 
 apt_get() {
-    run apt-get -c "$KIT/apt.conf" "$@"
+    run apt-get -c "$KIT/work/apt/conf" "$@"
+}
+
+# debconf asks its questions once more, before anything is unpacked, for which it takes
+# a quarter of a second; nobody is there to answer. Only where nothing else is hooked in.
+configure_apt() {
+    mkdir -p "$KIT/work/apt"
+    cat "$KIT/apt.conf" >"$KIT/work/apt/conf"
+    hooks=$(apt-config dump DPkg::Pre-Install-Pkgs 2>/dev/null) || return 0
+    case $hooks in
+    'DPkg::Pre-Install-Pkgs "";
+DPkg::Pre-Install-Pkgs:: "/usr/sbin/dpkg-preconfigure --apt || true";')
+        echo '#clear DPkg::Pre-Install-Pkgs;' >>"$KIT/work/apt/conf"
+        ;;
+    esac
+}
+
+# What apt makes of the lists it makes when it installs, too.
+update() {
+    for folder in lists/partial cache/archives/partial log; do
+        mkdir -p "$KIT/work/apt/$folder"
+    done
+    apt_get update -o pkgCacheFile::Generate=false
 }
 
 stage_apt() {
@@ -55,11 +77,12 @@ stage_apt() {
     while IFS= read -r package; do
         set -- "$@" "$package"
     done <"$KIT/apt.txt"
-    for folder in lists/partial cache/archives/partial log; do
-        mkdir -p "$KIT/work/apt/$folder"
-    done
     export DEBIAN_FRONTEND=noninteractive
-    apt_get update
+    configure_apt
+    if [ -d "$KIT/work/apt/lists" ]; then
+        update || rm -rf "$KIT/work/apt/lists" "$KIT/work/apt/cache"
+    fi
+    [ -d "$KIT/work/apt/lists" ] || update
     apt_get install --no-install-recommends --allow-downgrades -y "$@"
 }
 

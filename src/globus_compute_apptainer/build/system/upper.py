@@ -1,9 +1,9 @@
 """Makes a layer of what a container wrote into an overlay; stdlib only.
 
-Run by the host's Python as a program, inside the build's user namespace (see
-:data:`.plan.SEAL_DEFINITION`): there the files that belong to this user's sub-ids can
-be read, and show the owner they have in the image. Its one argument is a JSON file,
-written by :mod:`.overlay`:
+Run by the host's Python as a program; where not everything :func:`is_ours`, inside the
+build's user namespace (see :data:`.plan.SEAL_DEFINITION`): there the files that belong
+to this user's sub-ids can be read, and show the owner they have in the image. Its one
+argument is a JSON file, written by :mod:`.overlay`:
 
 * ``upper``: the directory; ``drop``: names in it that are ours, to be removed
 * ``below``: commands that list what it was laid over
@@ -24,6 +24,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 OPAQUE_FILES = (".wh..wh..opq", ".wh..opq")
@@ -44,6 +45,22 @@ def main(order_file: str) -> int:
         return 0
     clean(upper)
     return subprocess.run(order["pack"], check=False).returncode
+
+
+def is_ours(upper: Path) -> bool:
+    """Whether everything in it belongs to this user (in the image: to root), who can
+    read it, so that no namespace is needed to pack it."""
+    ids = os.geteuid(), os.getegid()
+    # Every directory is looked at before what is in it.
+    return all(_is_open(path, ids) for path in chain([upper], entries(upper)))
+
+
+def _is_open(path: Path, ids: tuple[int, int]) -> bool:
+    status = path.lstat()
+    needed = {stat.S_IFDIR: 0o500, stat.S_IFREG: 0o400}.get(
+        stat.S_IFMT(status.st_mode), 0
+    )
+    return (status.st_uid, status.st_gid) == ids and status.st_mode & needed == needed
 
 
 def unsuitable(upper: Path, below: list[list[str]]) -> str:

@@ -8,6 +8,8 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -17,7 +19,7 @@ import pytest
 from globus_compute_apptainer.build.bases import wire
 from globus_compute_apptainer.build.bases.credentials import HUB, for_registry
 from globus_compute_apptainer.build.bases.registry import Name, Registry
-from globus_compute_apptainer.build.bases.wire import Wire
+from globus_compute_apptainer.build.bases.wire import Wire, wished_pause
 from globus_compute_apptainer.build.proxies import Proxies
 from globus_compute_apptainer.build.site import SiteAccess
 from globus_compute_apptainer.errors import BuildError
@@ -200,6 +202,47 @@ def test_a_server_in_trouble_is_asked_again(fake, registry):
     digest = fake.put("me/img", "1", image())
     fake.rules.append(lambda *_: (503, {}, b"") if len(fake.asked) < 3 else None)
     assert registry.resolve(name(fake), "x86_64").digest == digest
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_server_that_says_when_is_asked_again_then(fake, registry, status):
+    put = fake.put("me/img", "1", image())
+    rule = (status, {"Retry-After": "0"}, b"")
+    fake.rules.append(lambda *_: rule if len(fake.asked) < 2 else None)
+    assert registry.resolve(name(fake), "x86_64").digest == put
+    assert len(fake.asked) == 2
+
+
+@pytest.mark.parametrize("wish", [{}, {"Retry-After": "3600"}])
+def test_a_server_that_is_asked_too_often_is_left_alone(fake, registry, wish):
+    fake.rules.append(lambda *_: (429, wish, b""))
+    assert error_of(registry, name(fake)).code == "registry-unreachable"
+    assert len(fake.asked) == 1
+
+
+LATER = format_datetime(datetime.now(timezone.utc) + timedelta(days=1))
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "seconds"),
+    [
+        (200, "5", None),
+        (404, "5", None),
+        (429, None, None),
+        (429, "5", 5.0),
+        (429, "31", None),
+        (429, "soon", None),
+        (429, "Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+        (503, None, 0.0),
+        (503, "7", 7.0),
+        (503, "soon", 0.0),
+        (503, "9" * 40, None),
+        (503, LATER, None),
+    ],
+)
+def test_how_long_a_server_wants_to_be_left_alone(status, said, seconds):
+    headers = {} if said is None else {"Retry-After": said}
+    assert wished_pause(status, headers) == seconds
 
 
 def test_a_server_that_hangs(fake, registry):

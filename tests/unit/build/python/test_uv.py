@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,24 @@ def test_without_uv(make_job, tmp_path: Path, monkeypatch):
     job = make_job()
     with pytest.raises(BuildError, match="uv is not installed"):
         HostUv(job, tmp_path, tmp_path)(["x"], Follower(job))
+
+
+def test_what_a_killed_uv_left_in_its_cache_is_removed(tmp_path: Path):
+    (tmp_path / ".tmpA/archive").mkdir(parents=True)
+    for name in (".tmpB", ".lock", "CACHEDIR.TAG"):
+        (tmp_path / name).touch()
+    uv.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "CACHEDIR.TAG"]
+
+
+def test_but_not_while_another_uv_is_at_work(tmp_path: Path):
+    (tmp_path / ".tmpA").mkdir()
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # as uv does
+        uv.sweep(tmp_path)
+    assert (tmp_path / ".tmpA").exists()
+
+
+def test_no_cache_is_no_trouble(tmp_path: Path):
+    uv.sweep(tmp_path / "none")
+    assert not (tmp_path / "none").exists()

@@ -33,7 +33,9 @@ def test_packing_is_chosen_where_apptainer_knows_the_option(
     version: str, chosen: bool, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(squashfs, "has_zstd", lambda: True)
-    wanted = ["--mksquashfs-args", "-comp zstd -Xcompression-level 3"] if chosen else []
+    monkeypatch.setattr(squashfs, "limits", lambda: ["-processors", "2"])
+    words = "-comp zstd -Xcompression-level 3 -processors 2"
+    wanted = ["--mksquashfs-args", words] if chosen else []
     assert flat.packing(Apptainer("/x", version)) == wanted
 
 

@@ -49,7 +49,9 @@ def apt(make_job, tmp_path: Path):
     shelf = Always(tmp_path)
 
     def key(packages, under=None, image=None) -> str:
-        return apt_layer(make_job(image), under or below(), packages, shelf).key
+        return apt_layer(
+            make_job(image), under or below(), packages, shelf, tmp_path
+        ).key
 
     return key
 

@@ -139,3 +139,25 @@ def test_a_failure_to_pack_is_told(tmp_path: Path):
     path = order(tmp_path, [])
     path.write_text(path.read_text().replace('"-quiet"', '"-no-such-option"'))
     assert upper.main(str(path)) != 0
+
+
+def test_what_is_all_this_users_needs_no_namespace(tmp_path: Path):
+    tree = tmp_path / "upper"
+    (tree / "etc").mkdir(parents=True)
+    (tree / "etc/file").touch()
+    (tree / "etc/file").chmod(0o4400)
+    (tree / "etc/link").symlink_to("/no/such")
+    os.mknod(tree / "etc/gone", WHITEOUT, 0)
+    assert upper.is_ours(tree)
+
+
+@pytest.mark.parametrize("name", ["etc/file", "etc", "."])
+def test_what_this_user_could_not_read_needs_one(tmp_path: Path, name: str):
+    tree = tmp_path / "upper"
+    (tree / "etc").mkdir(parents=True)
+    (tree / "etc/file").touch()
+    (tree / name).chmod(0)
+    try:
+        assert not upper.is_ours(tree)
+    finally:
+        (tree / name).chmod(0o700)

@@ -1,0 +1,52 @@
+"""The standard streams of a child, and its connection out of the task's reach.
+
+Runs in the child. A task reads nothing, and prints to its worker's standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sys
+from typing import IO, List
+
+PRIVATE_FD = 200  # file descriptors of ours begin there
+
+
+def private(fd: int) -> int:
+    """Move a file descriptor out of the way; programs do not inherit it."""
+    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, PRIVATE_FD)
+    os.close(fd)
+    return moved
+
+
+class Streams:
+    """A worker's connection and its standard error, both duplicates of what it sent."""
+
+    def __init__(self, tasks: int, errors: int) -> None:
+        self.tasks, self._errors = private(tasks), private(errors)
+        self._nothing = private(os.open(os.devnull, os.O_RDWR))
+        self._objects: List[IO[str]] = []
+        self.restore()
+
+    def restore(self) -> None:
+        """Make standard streams usable again, whatever a task did to them."""
+        for target, source in enumerate((self._nothing, self._errors, self._errors)):
+            os.dup2(source, target)
+        if not self._objects or any(stream.closed for stream in self._objects):
+            self._objects = [
+                open(fd, "w", lines, errors="replace", closefd=False)  # noqa: SIM115
+                for fd, lines in ((1, -1), (2, 1))
+            ]
+        sys.stdout, sys.stderr = self._objects
+
+    def flush(self) -> None:
+        """Send on what a task printed; never fails."""
+        for stream in self._objects:
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+
+    def forget(self) -> None:
+        """Close the connection, in a process that a task forked."""
+        os.closerange(self.tasks, self.tasks + 1)  # never fails

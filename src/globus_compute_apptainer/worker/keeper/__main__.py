@@ -1,0 +1,24 @@
+"""``python -m …keeper FOLDER PID START``, with the listening socket as its input."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+from globus_compute_apptainer.worker.keeper.owner import Owner
+from globus_compute_apptainer.worker.keeper.service import Keeper
+
+
+def main() -> None:
+    folder, pid, start = sys.argv[1:]
+    listener = socket.socket(fileno=os.dup(0))
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    Keeper(listener, Path(folder), Owner(int(pid), int(start))).run()
+
+
+if __name__ == "__main__":
+    main()
