@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 import threading
@@ -26,7 +27,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from globus_compute_apptainer import owners
 from globus_compute_apptainer.errors import StoreError
 from globus_compute_apptainer.owners import Owner
-from globus_compute_apptainer.store import files
+from globus_compute_apptainer.store import files, integrity, room
 from globus_compute_apptainer.store.cache import Store, StoredImage
 from globus_compute_apptainer.store.index import SIF_MAGIC, SIF_MAGIC_AT
 from globus_compute_apptainer.store.leases import Lease
@@ -62,6 +63,7 @@ class World:
         self.alive: set[int] = set()
         self.running: Owner | None = None
         self.steps_left: int | None = None
+        self.numbers = 0
 
     def step(self) -> None:
         if self.running is None:
@@ -84,9 +86,20 @@ class World:
             for name in ("write_text", "write_bytes"):
                 patch.setattr(Path, name, self._halfway(getattr(Path, name)))
             patch.setattr(shutil, "rmtree", self._stepping(shutil.rmtree))
+            # The same every time: names, and the order in which things are found.
+            patch.setattr(secrets, "token_hex", lambda size: self._number(size))
+            patch.setattr(os, "scandir", _sorted(os.scandir))
+            listdir = os.listdir
+            patch.setattr(os, "listdir", lambda *where: sorted(listdir(*where)))
+            patch.setattr(integrity, "KEPT", 1000)
+            patch.setattr(room, "_order", lambda thing: (thing.kind, thing.name))
             patch.setattr(owners, "_current", lambda _: self.running or self.here)
             patch.setattr(owners, "_may_live", lambda pid, _: pid in self.alive)
             yield
+
+    def _number(self, size: int) -> str:
+        self.numbers += 1
+        return f"{self.numbers:0{size * 2}x}"
 
     def _stepping(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def stepping(*args: Any, **kwargs: Any) -> Any:
@@ -105,6 +118,15 @@ class World:
             return real(path, content, **kwargs)
 
         return halfway
+
+
+def _sorted(real: Callable[..., Any]) -> Callable[..., Any]:
+    @contextlib.contextmanager
+    def scandir(*args: Any) -> Iterator[Any]:
+        with real(*args) as entries:
+            yield iter(sorted(entries, key=lambda entry: entry.name))
+
+    return scandir
 
 
 class Process:
@@ -132,7 +154,7 @@ class Model(RuleBasedStateMachine):
         self.patches.__enter__()
         self.processes: list[Process] = []
         self.graves: list[Process] = []  # what is collected could still clean up
-        self.started = self.contents = 0
+        self.started = self.contents = self.time = 0
         self.published: dict[str, set[str]] = {spec: set() for spec in SPECS}
 
     def teardown(self) -> None:
@@ -219,8 +241,16 @@ class Model(RuleBasedStateMachine):
                 return process.store.publish(work / "image.sif", manifest(spec))
 
         image = self.run(process, die, build)
+        self.let_time_pass(spec)
         if image is not None:
             assert process.store.lookup(spec) == image
+
+    def let_time_pass(self, spec: str) -> None:
+        """Two publications are further apart than the ticks of a clock."""
+        self.time += 10**9
+        entry = self.root / f"v2/index/linux-amd64/{spec[7:9]}/{spec[7:]}.json"
+        if entry.exists():
+            os.utime(entry, ns=(self.time, self.time))
 
     @rule(which=anyone, spec=spec, die=death)
     @precondition(lambda self: self.processes)
@@ -305,7 +335,7 @@ def manifest(spec: str) -> Manifest:
 
 TestModel = Model.TestCase
 TestModel.settings = settings(
-    max_examples=60,
+    max_examples=40,
     stateful_step_count=40,
     deadline=None,
     derandomize=True,
