@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import stat
 import tarfile
 from collections.abc import Mapping
@@ -65,8 +66,10 @@ class Lists:
         except FileNotFoundError:
             return {}
         except (OSError, tarfile.TarError, ValueError):
+            shutil.rmtree(apt, ignore_errors=True)  # half a list is a wrong one
             with contextlib.suppress(OSError):
                 self.file.unlink()
+            return {}
         return _states(apt)
 
     def keep(self, apt: Path, had: _States) -> None:

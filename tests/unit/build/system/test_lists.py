@@ -86,7 +86,8 @@ def test_a_file_that_ends_too_early_is_removed(kept: Lists, tmp_path: Path):
     kept.keep(left(tmp_path / "one", "x" * 100_000), {})
     with kept.file.open("r+b") as file:
         file.truncate(150_000)
-    kept.lay(tmp_path / "two")
+    assert kept.lay(tmp_path / "two") == {}
+    assert not (tmp_path / "two").exists()
     assert not kept.file.exists()
 
 
@@ -97,7 +98,7 @@ def test_other_names_are_not_taken_out(kept: Lists, tmp_path: Path, name: str):
         entry = tarfile.TarInfo(name)
         entry.size = 1
         archive.addfile(entry, io.BytesIO(b"x"))
-    kept.lay(tmp_path / "inner/apt")
+    assert kept.lay(tmp_path / "inner/apt") == {}
     assert not list(tmp_path.rglob("x"))
     assert not kept.file.exists()
 
