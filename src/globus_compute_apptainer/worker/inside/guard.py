@@ -33,6 +33,7 @@ class Guard:
 
     def run(self) -> NoReturn:
         """Wait for an end, whoever's it is, and bring about the others'."""
+        self._note(processes.reap())  # it may have ended before we could be told
         while self._status is None and not self._over():
             pass
         if self._status is None:
