@@ -7,6 +7,7 @@ manager is gone. Tests use :class:`Pool`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import select
@@ -90,7 +91,8 @@ class Pool:
             worker.pid = int(worker.answer())
 
     def close(self) -> None:
-        os.killpg(self.manager.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # all have ended
+            os.killpg(self.manager.pid, signal.SIGKILL)
         self.manager.wait(60)
         for worker in self.workers:
             worker.close()

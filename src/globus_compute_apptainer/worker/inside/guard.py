@@ -30,10 +30,10 @@ class Guard:
         self._poll = select.poll()
         for source in (assign, self._wake):
             self._poll.register(source, select.POLLIN)
-        self._note(processes.reap())  # what ended before anything could wake us
 
     def run(self) -> NoReturn:
         """Wait for an end, whoever's it is, and bring about the others'."""
+        self._note(processes.reap())  # it may have ended before we could be told
         while self._status is None and not self._over():
             pass
         if self._status is None:
