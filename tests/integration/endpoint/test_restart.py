@@ -94,7 +94,8 @@ def engine_process(tmp_path: Path, registry: str) -> Iterator[Any]:
         "policy": {"payload_urls": ["http://127.0.0.1:*"]},
     }
     mark = uuid.uuid4().hex
-    environ = {**os.environ, MARK: mark}
+    # without SPT_NOENV, process titles overwrite the memory that holds the mark
+    environ = {**os.environ, MARK: mark, "SPT_NOENV": "1"}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
     def start(tasks: list[Any], results: int) -> subprocess.Popen[str]:
@@ -142,7 +143,9 @@ def test_tasks_that_wait_survive_a_sigkill_and_are_answered_by_the_next_process(
         assert told(first)["waiting_tasks"] == TASKS
         os.kill(first.pid, signal.SIGKILL)
     assert len(list(folder.iterdir())) == TASKS
-    processes.kill(engine_process.leftovers())  # orphans of Parsl
+    orphans = engine_process.leftovers()
+    assert any("interchange" in line for line in orphans.values())
+    processes.kill(orphans)
     assert processes.wait_gone(engine_process.leftovers, 60) == {}
 
     with engine_process(tasks[:2], TASKS - 2) as second:
