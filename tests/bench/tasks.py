@@ -5,7 +5,7 @@ the stock engine's; a new worker's first no-op where the container runs already;
 the start of a container against ``apptainer exec IMAGE python3 -c pass``. Needs
 Apptainer and what ``tests/provision/provision`` makes.
 
-    tests/provision/as-test-user python tests/bench/tasks.py [--rounds N]
+    tests/provision/as-test-user python tests/bench/tasks.py --image SIF [--rounds N]
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from globus_compute_apptainer.build.apptainer import Apptainer  # noqa: E402
 from globus_compute_apptainer.worker import runner  # noqa: E402
 from globus_compute_apptainer.worker.order import ContainerOrder  # noqa: E402
 
+KINDS = (1, 4, 16)
+
 
 def nothing():
     return None
@@ -55,12 +57,62 @@ def milliseconds(action: Callable[[], object]) -> float:
     return (time.perf_counter() - begin) * 1000
 
 
-def show(name: str, figures: list[float], than: list[float] | None = None) -> None:
-    median = statistics.median(figures)
-    line = f"{name:46} {median:9.3f} ms"
-    if than is not None:
-        line += f"   {median / statistics.median(than):5.2f}x"
-    print(line)
+class Bench:
+    """Measures, and remembers the figures by name."""
+
+    def __init__(self, order: ContainerOrder, run_dir: str) -> None:
+        self.order, self._run_dir, self._message = order, run_dir, packed()
+        self._apptainer = Apptainer.find()
+        self.figures: dict[str, list[float]] = {}
+
+    def take(self, name: str, action: Callable[[], object]) -> None:
+        self.figures.setdefault(name, []).append(milliseconds(action))
+
+    def ours(self, **changes: object) -> Callable[[], object]:
+        wire = replace(self.order, **changes).to_wire()  # type: ignore[arg-type]
+        return lambda: runner.run(*self._message, run_dir=self._run_dir, container=wire)
+
+    def stock(self) -> object:
+        return execute_task(*self._message, run_dir=self._run_dir)
+
+    def bare(self) -> object:
+        command = [self.order.python or "", "-c", "pass"]
+        return subprocess.run(
+            self._apptainer.exec_argv(self.order.image, command),
+            env=self._apptainer.environment(),
+            capture_output=True,
+            check=True,
+        )
+
+    def round(self, number: int) -> None:
+        fresh = self.ours(env=(("ROUND", str(number)),), idle_timeout=1.0)
+        self.take("bare", self.bare)
+        self.take("start", fresh)
+        runner._pool.close()
+        self.ours()()
+        for _ in range(10):
+            runner._pool.close()
+            time.sleep(0.06)  # the next child has been forked meanwhile
+            self.take("new", self.ours())
+        for _ in range(200):
+            self.take("stock", self.stock)
+            self.take("warm", self.ours())
+        self.kinds(first=number == 0)
+
+    def kinds(self, *, first: bool) -> None:
+        for number in KINDS:
+            for turn in range(3 * max(KINDS)):
+                one = self.ours(env=(("KIND", str(turn % number)),))
+                if first and turn < number:
+                    one()
+                self.take(f"{number} kinds", one)
+
+    def show(self, label: str, name: str, than: str = "") -> None:
+        median = statistics.median(self.figures[name])
+        line = f"{label:46} {median:9.3f} ms"
+        if than:
+            line += f"   {median / statistics.median(self.figures[than]):5.2f}x"
+        print(line)
 
 
 def main() -> None:
@@ -82,51 +134,20 @@ def main() -> None:
         python=arguments.python,
         python_version="3.11",
     )
-    message = packed()
-    apptainer = Apptainer.find()
     with tempfile.TemporaryDirectory() as run_dir:
-
-        def ours(order: ContainerOrder) -> Callable[[], object]:
-            wire = order.to_wire()
-            return lambda: runner.run(*message, run_dir=run_dir, container=wire)
-
-        def stock() -> object:
-            return execute_task(*message, run_dir=run_dir)
-
-        def bare() -> object:
-            command = [arguments.python, "-c", "pass"]
-            return subprocess.run(
-                apptainer.exec_argv(image, command),
-                env=apptainer.environment(),
-                capture_output=True,
-                check=True,
-            )
-
-        figures: dict[str, list[float]] = {}
-
-        def take(name: str, action: Callable[[], object]) -> None:
-            figures.setdefault(name, []).append(milliseconds(action))
-
-        ours(order)(), stock()
-        for n in range(arguments.rounds):
-            fresh = replace(order, env=(("ROUND", str(n)),), idle_timeout=1.0)
-            take("bare", bare)
-            take("start", ours(fresh))
-            runner._pool.close()
-            ours(order)()
-            for _ in range(10):
-                runner._pool.close()
-                time.sleep(0.06)  # the next child has been forked meanwhile
-                take("new", ours(order))
-            for _ in range(200):
-                take("stock", stock)
-                take("warm", ours(order))
+        bench = Bench(order, run_dir)
+        bench.ours()(), bench.stock()
+        for number in range(arguments.rounds):
+            bench.round(number)
         runner._pool.close()
-    show("apptainer exec IMAGE python3 -c pass", figures["bare"])
-    show("first task of a container", figures["start"], figures["bare"])
-    show("first task of a new worker", figures["new"])
-    show("no-op on the stock engine", figures["stock"])
-    show("no-op in a warm container", figures["warm"], figures["stock"])
+    bench.show("apptainer exec IMAGE python3 -c pass", "bare")
+    bench.show("first task of a container", "start", "bare")
+    bench.show("first task of a new worker", "new")
+    bench.show("no-op on the stock engine", "stock")
+    bench.show("no-op in a warm container", "warm", "stock")
+    for number in KINDS:
+        label = f"no-op, {number} kinds of container in turn"
+        bench.show(label, f"{number} kinds", "1 kinds")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ import os
 import signal
 
 import pytest
+from globus_compute_sdk.serialize import ComputeSerializer
+
+from globus_compute_apptainer.worker import place, runner
 
 from .tree import alive, descendants, parent, processes, until
 
@@ -96,8 +99,6 @@ def strays(command: list[str]) -> set[int]:
 
 @pytest.mark.parametrize("isolation", ["worker", "task"])
 def test_nothing_is_left_when_the_worker_lets_go(inside, isolation):
-    from globus_compute_apptainer.worker import runner
-
     command = ["sleep", f"1000.{os.getpid()}"]  # nobody else's
     task = inside.with_order(isolation=isolation).value(daemons, command)
     if isolation == "worker":
@@ -114,8 +115,6 @@ def test_leftovers_of_another_worker_s_tasks_stay(inside):
     second = other.value(pid)
     assert first != second and not alive([second])
     assert len(strays(command)) == 4
-    from globus_compute_apptainer.worker import runner
-
     runner._pool.close()
     assert not strays(command)
 
@@ -140,6 +139,38 @@ def test_killed_from_outside(inside, who):
     os.kill(victim, signal.SIGKILL)
     until(lambda: not alive(family), f"{who} leaves processes")
     assert isinstance(inside.value(pid), int)
+
+
+def survive(n, how):
+    import os
+
+    if how == "exit":
+        os._exit(n % 256)
+    elif how == "kill":
+        os.kill(os.getpid(), 9)
+    return n * 2
+
+
+@pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_one_in_a_hundred_crashes_and_each_task_gets_its_own_outcome(inside, count):
+    inside.value(pid)
+    before = len(descendants(_keeper()))
+    for n in range(count):
+        how = ("kill" if n % 200 else "exit") if n % 100 == 0 else ""
+        result = inside.result(survive, n, how)
+        if how:
+            end = "signal SIGKILL" if how == "kill" else f"exit code {n % 256}"
+            assert f"ended by: {end}" in result.data
+        else:
+            assert ComputeSerializer().deserialize(result.data) == n * 2
+    inside.value(pid)
+    until(lambda: len(descendants(_keeper())) <= before, "processes have leaked")
+
+
+def _keeper() -> int:
+    folder = place.folder(runner._node._pool())
+    (found,) = [p for p, (_, c) in processes().items() if f" {folder} " in c]
+    return found
 
 
 def kill_my_guard():

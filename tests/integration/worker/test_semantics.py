@@ -7,6 +7,7 @@ processes that were made alike: what the one returns, the other must.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import resource
 import signal
@@ -157,29 +158,38 @@ def change(affinity, mask, nofile):
     os.umask(mask)
     soft, hard = nofile, resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.RLIM_INFINITY))
+    core = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    resource.setrlimit(resource.RLIMIT_CORE, (0, core))
 
 
 @contextlib.contextmanager
 def like_a_worker(stock_process, affinity, mask, nofile) -> Iterator[None]:
     """This process and the stock one, as a worker is that HTEX has set up."""
-    cpus, soft = os.sched_getaffinity(0), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    before = (sorted(os.sched_getaffinity(0)), os.umask(0), _soft("NOFILE"))
     core = resource.getrlimit(resource.RLIMIT_CORE)
-    before = os.umask(mask)
+    own = inspect.getsource(change)
+
+    def both(*arguments) -> None:
+        change(*arguments)
+        stock_process.apply(exec, (f"{own}\nchange{arguments!r}", {}))
+
     try:
-        change(affinity, mask, nofile)
-        stock_process.apply(exec, (f"import os; os.umask({mask})",))
-        stock_process.apply(os.sched_setaffinity, (0, affinity))
-        for name, limits in (
-            ("NOFILE", resource.getrlimit(resource.RLIMIT_NOFILE)),
-            ("CORE", resource.getrlimit(resource.RLIMIT_CORE)),
-        ):
-            number = getattr(resource, f"RLIMIT_{name}")
-            stock_process.apply(resource.setrlimit, (number, limits))
+        both(affinity, mask, nofile)
         yield
     finally:
-        change(cpus, before, soft)
-        resource.setrlimit(resource.RLIMIT_CORE, core)
+        both(*before)
+        for process in (_Here, stock_process):
+            process.apply(resource.setrlimit, (resource.RLIMIT_CORE, core))
+
+
+class _Here:
+    @staticmethod
+    def apply(function, arguments):
+        return function(*arguments)
+
+
+def _soft(name: str) -> int:
+    return resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[0]
 
 
 def test_affinity_umask_and_limits_are_the_worker_s(

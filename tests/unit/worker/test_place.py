@@ -88,6 +88,8 @@ def test_what_dead_pools_left_is_removed(mine, short):
 
 
 def test_usual_places_are_short_enough(mine):
+    path = folder(mine)
     for base in place.USUAL:
-        name = folder(mine).name
-        assert len(str(Path(base) / name / place.SOCKET)) < place.LONGEST_ADDRESS
+        address = str(Path(base) / path.name / place.SOCKET)
+        assert len(address) < place.LONGEST_ADDRESS
+    path.rmdir()
