@@ -92,7 +92,9 @@ def arguments() -> argparse.Namespace:
 
 
 def stop(_number: int, _frame: object) -> NoReturn:
-    """SIGTERM leaves through the `with` blocks, so that no process stays behind."""
+    """SIGTERM leaves through the `with` blocks, so that no process stays behind; a
+    second one does not cut that short."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise SystemExit(1)
 
 
