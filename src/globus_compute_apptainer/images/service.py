@@ -102,7 +102,7 @@ class ImageService:
     ) -> None:
         self._store, self._max_cache_size = store, max_cache_size
         self._sink, self._clock, self._now = sink, clock, now
-        self._lock = threading.Lock()
+        self._lock, self._making_room = threading.Lock(), threading.Lock()
         self._requests: dict[str, Request] = {}
         self._numbers = itertools.count(1)
         self._built = self._failed = 0
@@ -350,7 +350,8 @@ class ImageService:
         if self._max_cache_size is None or self._closing.is_set():
             return
         try:
-            freed = self._store.make_room(self._max_cache_size)
+            with self._making_room:
+                freed = self._store.make_room(self._max_cache_size)
         except StoreError as error:
             if error.code != "lock-timeout":  # somebody else is at it
                 log.warning("no room can be made: %s", error)

@@ -150,10 +150,13 @@ class Leases:
 
     def _let_go(self, name: str) -> None:
         with self._lock:
+            if not self._counts[name]:  # all were let go at once
+                return
             self._counts[name] -= 1
-            if self._counts[name] <= 0:
+            if not self._counts[name]:
                 del self._counts[name]
-                self._written[name] = time.monotonic()
+                if name in self._written:
+                    self._written[name] = time.monotonic()
 
     def _write(self, name: str) -> None:
         """Have the file there; a cache that takes no file has no leases."""

@@ -405,7 +405,9 @@ def test_an_answer_that_comes_too_late_for_one_reaches_the_others(
 def test_after_a_build_room_is_made(tmp_path, builder) -> None:
     service = make_service(tmp_path, builder, max_cache_size=1)
     first = service.request(image("a1")).result(30)
-    service._store.leases.close()  # some time later
+    leases = service._store.leases
+    poll(lambda: leases._counts == {})
+    leases.close()  # some time later
     service.request(image("b1")).result(30)
     poll(lambda: not first.image.path.exists())
     service.close()
@@ -594,9 +596,9 @@ def test_processes_that_share_a_cache_build_each_image_once(tmp_path, builder) -
 
 
 def poll(condition: Any) -> None:
-    """Wait, up to 10 s, for something another thread is about to do."""
+    """Wait, up to a minute, for something another thread is about to do."""
     nap = threading.Event()
-    for _ in range(1000):
+    for _ in range(6000):
         if condition():
             return
         nap.wait(0.01)

@@ -175,6 +175,15 @@ def test_closing_leaves_nothing(top: Path, quiet: Presence) -> None:
     assert list((top / "leases").iterdir()) == []
 
 
+def test_what_is_let_go_after_the_closing_changes_nothing(top, quiet) -> None:
+    leases = Leases(top, quiet)
+    late = leases.hold(A)
+    leases.close()
+    late.let_go()
+    leases.hold(A)
+    assert leases.in_use() == {A}
+
+
 @root_only
 def test_where_nothing_can_be_written_there_is_no_lease_and_no_error(top, quiet):
     (top / "leases").mkdir()
