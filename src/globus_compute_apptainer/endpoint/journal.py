@@ -94,7 +94,8 @@ class Journal:
                 path.unlink(missing_ok=True)
 
     def recover(self) -> Iterator[Entry]:
-        """The tasks that an earlier process left, in the order of their arrival.
+        """The tasks that an earlier process left, in the order of their arrival; to be
+        called once, before any task is kept.
 
         Each is counted as one attempt more *before* it is read, so that one which
         brings this process down is not tried for ever. What cannot be read is put

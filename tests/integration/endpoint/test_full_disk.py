@@ -67,7 +67,8 @@ journal.keep(Entry(small, None, b"x", {}, None))
 outbox.retry()
 print(json.dumps({
     **full,
-    "waits": [str(e.task_id) == str(small) for e in journal.recover()],
+    "waits": [str(e.task_id) == str(small)
+              for e in Journal(folder / "waiting_tasks").recover()],
     "results": [p.name == str(result) for p in (folder / "results").iterdir()]}))
 """
 
