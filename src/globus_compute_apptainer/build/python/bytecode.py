@@ -34,11 +34,11 @@ if TYPE_CHECKING:
     import threading
 
 # Behind whatever else wants to run. Where the kernel groups processes by session,
-# niceness counts within a group only and the group has one of its own: not the lowest,
-# with which a busy machine would never be done.
+# niceness counts within a group only and the group has one of its own: a little, for
+# with the most a busy machine would never be done.
 _LAST: Final = (
     *("/bin/sh", "-c"),
-    '{ echo 5 >/proc/self/autogroup; } 2>/dev/null; exec nice -n 19 "$@"',
+    '{ echo 2 >/proc/self/autogroup; } 2>/dev/null; exec nice -n 19 "$@"',
     "sh",
 )
 
