@@ -24,12 +24,13 @@ from globus_compute_apptainer.cli import inputs, stored
 from globus_compute_apptainer.cli.build import obtain
 from globus_compute_apptainer.cli.progress import Progress
 from globus_compute_apptainer.config import ContainersConfig
+from globus_compute_apptainer.endpoint.order import container_order
 from globus_compute_apptainer.errors import SpecError
+from globus_compute_apptainer.images import Ready
 from globus_compute_apptainer.spec.model import RunSpec
 from globus_compute_apptainer.store.cache import Store, StoredImage
 from globus_compute_apptainer.worker.environment import worker_environment
 from globus_compute_apptainer.worker.launch import Launch, launch_program
-from globus_compute_apptainer.worker.order import ContainerOrder
 
 WORKER: Final = "globus-compute-endpoint"
 """The program that a worker pool is started with, and the package that has it."""
@@ -45,7 +46,8 @@ def run(options: argparse.Namespace) -> int:
     store = Store(config.cache_dir)
     if store.use(image) is None:
         raise stored.missing(f"the image {image.path} has just been removed")
-    order = _order(image, wanted, config)
+    ready = Ready(image, "hit", image.manifest.build_seconds)
+    order = container_order(ready, wanted, config)
     folder = str(Path.cwd())
     binds = [*options.bind, *([bind(folder)] if folder != "/" else [])]
     env = worker_environment(os.environ, [name for name, _ in order.env])
@@ -73,32 +75,6 @@ def _image(
         return stored.find(named, config), RunSpec()
     wanted = inputs.wanted(inputs.spec(named, config), config)
     return obtain(wanted, config, progress).image, wanted.run
-
-
-def _order(
-    image: StoredImage, wanted: RunSpec, config: ContainersConfig
-) -> ContainerOrder:
-    manifest = image.manifest
-    return ContainerOrder(
-        image=str(image.path),
-        size=manifest.size,
-        spec_digest=manifest.spec_digest,
-        image_digest=manifest.image_digest,
-        base=manifest.base,
-        cache="hit",
-        build_seconds=manifest.build_seconds,
-        apptainer_version=manifest.apptainer_version,
-        python=manifest.python,
-        python_version=manifest.python_version,
-        markers=manifest.markers,
-        start=manifest.start,
-        bytecode=None if image.bytecode is None else str(image.bytecode),
-        gpu=wanted.gpu,
-        binds=wanted.binds,
-        env=wanted.env,
-        options=config.run.options,
-        apptainer=config.apptainer,
-    )
 
 
 def _check_worker(command: Sequence[str], packages: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 from globus_compute_apptainer import events
 from globus_compute_apptainer.config import ContainersConfig
 from globus_compute_apptainer.endpoint import control, interchange, pidfile, upstream
+from globus_compute_apptainer.endpoint.order import container_order
 from globus_compute_apptainer.endpoint.progress import Progress
 from globus_compute_apptainer.endpoint.requests import Requests, Wanted, split
 from globus_compute_apptainer.endpoint.waiting import WaitingTasks, open_waiting
@@ -29,7 +30,6 @@ from globus_compute_apptainer.endpoint.watch import Watch
 from globus_compute_apptainer.errors import ContainerError, internal
 from globus_compute_apptainer.images import ImageService, Ready, open_service
 from globus_compute_apptainer.worker import runner
-from globus_compute_apptainer.worker.order import ContainerOrder
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +129,7 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         def attempt(
             task_f: upstream.GCFuture, ready: Ready, wanted: Wanted
         ) -> Callable[[], Any]:
+            order = container_order(ready, wanted.run, self._config)
             return upstream.attempt(
                 self,
                 task_f,
@@ -136,7 +137,7 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
                 packed_task,
                 rest,
                 result_serializers,
-                container=self._order(ready, wanted).to_wire(),
+                container=order.to_wire(),
             )
 
         def wait() -> None:
@@ -268,38 +269,6 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         """Upstream's hand-over to Parsl, one at a time: every path ends here."""
         with self._handover:
             return super()._submit(*args, **kwargs)
-
-    def _order(self, ready: Ready, wanted: Wanted) -> ContainerOrder:
-        run, manifest = self._config.run, ready.image.manifest
-        bytecode = ready.image.bytecode
-        return ContainerOrder(
-            image=str(ready.image.path),
-            size=manifest.size,
-            spec_digest=manifest.spec_digest,
-            image_digest=manifest.image_digest,
-            base=manifest.base,
-            cache=ready.cache,
-            build_seconds=ready.seconds,
-            apptainer_version=manifest.apptainer_version,
-            python=manifest.python,
-            python_version=manifest.python_version,
-            markers=manifest.markers,
-            start=manifest.start,
-            bytecode=None if bytecode is None else str(bytecode),
-            gpu=wanted.run.gpu,
-            binds=wanted.run.binds,
-            env=wanted.run.env,
-            options=run.options,
-            preload=tuple(dict.fromkeys((*run.preload, *wanted.run.preload))),
-            isolation=run.isolation,
-            warm_per_worker=run.warm_per_worker,
-            warm_per_node=run.warm_per_node,
-            idle_timeout=run.idle_timeout,
-            stage_to=run.stage_to,
-            stage_size=run.stage_size,
-            start_timeout=run.start_timeout,
-            apptainer=self._config.apptainer,
-        )
 
     def get_status_report(self) -> upstream.EPStatusReport:
         """The stock report, with counts of images and of tasks waiting for one."""
