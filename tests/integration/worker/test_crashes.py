@@ -151,10 +151,14 @@ def survive(n, how):
     return n * 2
 
 
+SPARE = 2
+"""Guard and child that are forked ahead, which may not have been there at first."""
+
+
 @pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_one_in_a_hundred_crashes_and_each_task_gets_its_own_outcome(inside, count):
     inside.value(pid)
-    before = len(descendants(_keeper()))
+    most = len(descendants(_keeper())) + SPARE
     for n in range(count):
         how = ("kill" if n % 200 else "exit") if n % 100 == 0 else ""
         result = inside.result(survive, n, how)
@@ -164,7 +168,7 @@ def test_one_in_a_hundred_crashes_and_each_task_gets_its_own_outcome(inside, cou
         else:
             assert ComputeSerializer().deserialize(result.data) == n * 2
     inside.value(pid)
-    until(lambda: len(descendants(_keeper())) <= before, "processes have leaked")
+    until(lambda: len(descendants(_keeper())) <= most, "processes have leaked")
 
 
 def _keeper() -> int:
