@@ -446,7 +446,7 @@ def test_no_python(world: World, nopython_sif: Path):
         ("nosuch-package", "package-not-found", "no index has a package or version"),
         ("alpha>=7", "package-not-found", "no index has a package or version"),
         ("otherpy", "package-not-found", "for other Pythons or systems only"),
-        ("needs-old", "package-not-found", "do not go together"),
+        ("needs-old", "package-conflict", "do not go together"),
         ("broken-source", "build-failed", "could not be built from its sources"),
         ("srconly>=2", "package-not-found", "no index has a package or version"),
     ],
