@@ -221,7 +221,9 @@ def test_a_fault_while_handing_over_ends_the_task(
     def broken(*args: object) -> None:
         raise ZeroDivisionError("in the order")
 
-    monkeypatch.setattr(engine, "_order", broken)
+    monkeypatch.setattr(
+        "globus_compute_apptainer.endpoint.engine.container_order", broken
+    )
     result = unpack_result(submit(engine).result(30))
     assert result.error_details.code == "internal-error"
 
