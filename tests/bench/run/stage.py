@@ -25,6 +25,7 @@ from parsl.providers import LocalProvider
 
 from bench.run import tasks
 from globus_compute_apptainer.endpoint.engine import ApptainerEngine
+from globus_compute_apptainer.endpoint.order import container_order
 from globus_compute_apptainer.errors import SpecError
 from globus_compute_apptainer.spec import model
 from provision import services
@@ -110,7 +111,9 @@ class Stage:
         with contextlib.closing(open_service(engine._config, os.environ)) as service:
             ready = service.request(wanted.image).result(PATIENCE_SECONDS)
             service.settle()
-        order: dict[str, Any] = engine._order(ready, wanted).to_wire()
+        order: dict[str, Any] = container_order(
+            ready, wanted.run, engine._config
+        ).to_wire()
         return order
 
     def with_preload(self, spec: Mapping[str, Any], *modules: str) -> dict[str, Any]:
