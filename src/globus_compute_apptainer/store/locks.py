@@ -143,7 +143,9 @@ def _wait(cancel: threading.Event, presence: Presence, folder: Path) -> None:
 class Held:
     """A lock that is held; made by :func:`hold`."""
 
-    def __init__(self, folder: Path, number: int, name: str, presence: Presence):
+    def __init__(
+        self, folder: Path, number: int, name: str, presence: Presence
+    ) -> None:
         self._folder, self._number, self._name = folder, number, name
         self._presence, self._told, self._pid = presence, 0.0, os.getpid()
         self._path = folder / _record(number)

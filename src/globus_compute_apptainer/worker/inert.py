@@ -54,7 +54,9 @@ class Reader(pickle.Unpickler):
     :param known: what to put for a name, by module and name
     """
 
-    def __init__(self, pickled: bytes, known: Mapping[Name, Callable[..., Any]]):
+    def __init__(
+        self, pickled: bytes, known: Mapping[Name, Callable[..., Any]]
+    ) -> None:
         super().__init__(io.BytesIO(pickled))
         self._known = known
         self.unknown: list[Name] = []

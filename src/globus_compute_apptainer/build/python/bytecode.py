@@ -145,15 +145,13 @@ def compile_bytecode(
         on_line=on_line,
         cancel=cancel,
     )
+    pack = [squashfs.program(), str(root), str(target), *squashfs.options(fast=True)]
+    pack += ["-all-root", "-action", "chmod(ugo+rX)@true"]
     try:
         # The image's Python may leave links there: nothing is written after it ran.
         place_marker(root, key)
         root.chmod(0o755)
-        if not ends_well(argv) or not any(root.rglob("*.pyc")):
-            return False
-        pack = [squashfs.program(), str(root), str(target)]
-        pack += squashfs.options(fast=True)
-        return ends_well([*pack, "-all-root", "-action", "chmod(ugo+rX)@true"])
+        return ends_well(argv) and any(root.rglob("*.pyc")) and ends_well(pack)
     except OSError as error:
         on_line(f"no bytecode: {error}")
         return False
