@@ -22,8 +22,8 @@ from typing import Any
 from globus_compute_apptainer import events
 from globus_compute_apptainer.config import ContainersConfig
 from globus_compute_apptainer.endpoint import control, interchange, pidfile, upstream
-from globus_compute_apptainer.endpoint.order import container_order
 from globus_compute_apptainer.endpoint.progress import Progress
+from globus_compute_apptainer.endpoint.recent import Recent
 from globus_compute_apptainer.endpoint.requests import Requests, Wanted, split
 from globus_compute_apptainer.endpoint.waiting import WaitingTasks, open_waiting
 from globus_compute_apptainer.endpoint.watch import Watch
@@ -67,6 +67,7 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
             pidfile.remove_if_dead(os.environ)
         self._handover = threading.Lock()
         self._images: ImageService | None = None
+        self._recent: Recent | None = None
         self._waiting: WaitingTasks | None = None
         self._high_assurance = False
         # Replaced by those who want to watch builds, before `start`.
@@ -83,6 +84,7 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
             log.warning(problem)
         progress = Progress(self.event_sink)
         self._images = open_service(self._config, os.environ, progress)
+        self._recent = Recent(self._images, self._config)
         self._controls = control.Controls(self._requests, self._images, progress)
         super().start(*args, **kwargs)
         self._waiting = open_waiting(Path(self.run_dir), journaled=self._journaled())
@@ -121,15 +123,16 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         if plain or not self._executor_accepts(rest):
             super().submit(task_f, packed_task, rest, result_serializers)
             return
-        tasks = self._waiting
+        tasks, recent = self._waiting, self._recent
         assert tasks is not None, "the engine was started"  # noqa: S101
+        assert recent is not None, "the engine was started"  # noqa: S101
         if tasks.joined(task_f):
             return
 
         def attempt(
             task_f: upstream.GCFuture, ready: Ready, wanted: Wanted
         ) -> Callable[[], Any]:
-            order = container_order(ready, wanted.run, self._config)
+            order = recent.order(ready, wanted)
             return upstream.attempt(
                 self,
                 task_f,
@@ -137,7 +140,7 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
                 packed_task,
                 rest,
                 result_serializers,
-                container=order.to_wire(),
+                container=order,
             )
 
         def wait() -> None:
@@ -164,12 +167,13 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
             watch = Watch(
                 images,
                 waited,
+                ready,
                 lambda ready: attempt(waited, ready, wanted),
                 lambda then: self._when_ready(
-                    waited, wanted, lambda _, ready: then(ready)
+                    waited, wanted, lambda _, ready: then(ready), anew=True
                 ),
             )
-            upstream.hand_over(self, waited, watch.first(ready))
+            upstream.hand_over(self, waited, watch)
 
         self._when_ready(task_f, wanted, hand_over, wait)
 
@@ -216,19 +220,28 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         hand_over: Callable[[upstream.GCFuture, Ready], None],
         wait: Callable[[], None] | None = None,
         *,
+        anew: bool = False,
         fresh: bool = False,
     ) -> None:
         """Call ``hand_over`` with the image: at once if cached, else when built, after
-        a call of ``wait``. Its future may be that of a later delivery."""
-        images = self._images
+        a call of ``wait``. Its future may be that of a later delivery.
+
+        :param anew: what was found a moment ago does not count
+        :param fresh: nor does what is there
+        """
+        images, recent = self._images, self._recent
         assert images is not None, "submit() made sure that the engine was started"  # noqa: S101
-        ready = images.cached(wanted.image.digest, max_age=wanted.max_age)
-        if ready is not None and not fresh:
+        assert recent is not None, "submit() made sure that the engine was started"  # noqa: S101
+        if anew or fresh:
+            recent.forget(wanted)
+        ready = None if fresh else recent.cached(wanted)
+        if ready is not None:
             with _errors_to(task_f):
                 hand_over(task_f, ready)
             return
 
         def done(future: Future[Ready]) -> None:
+            recent.forget(wanted)
             with self._waited(task_f, journaled=wait is not None) as waited:
                 if not future.cancelled():
                     hand_over(waited, future.result())

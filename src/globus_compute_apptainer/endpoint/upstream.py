@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import Future
 from importlib import metadata
 from typing import Any
 
@@ -35,6 +36,7 @@ __all__ = [
     "EPStatusReport",
     "GCFuture",
     "GlobusComputeEngine",
+    "WorkFuture",
     "attempt",
     "await_stopping_publishers",
     "error_code",
@@ -188,8 +190,51 @@ def attempt(
     )
 
 
+class WorkFuture:
+    """What ``GlobusComputeEngineBase._invoke_submission`` needs of the future that an
+    attempt returns, and no more: it reads :attr:`executor_task_id`, adds one callback,
+    which asks for the :meth:`result`.
+
+    A :class:`~concurrent.futures.Future` has a condition with its locks and queues,
+    for those who wait for it; nobody does.
+    """
+
+    __slots__ = ("_callback", "_done", "executor_task_id")
+
+    def __init__(self) -> None:
+        self.executor_task_id: Any = None
+        self._callback: Callable[[WorkFuture], object] | None = None
+        self._done: Future[Any] | None = None
+
+    def add_done_callback(self, callback: Callable[[WorkFuture], object]) -> None:
+        """Have it called at the end, or now if that was before."""
+        self._callback = callback
+        self._tell()
+
+    def end(self, done: Future[Any]) -> None:
+        """It is to have the outcome of another."""
+        self._done = done
+        self._tell()
+
+    def result(self) -> Any:
+        """Of what has ended."""
+        assert self._done is not None, "asked before the end"  # noqa: S101
+        return self._done.result()
+
+    def _tell(self) -> None:
+        with _telling:  # it may end in one thread while upstream adds in another
+            callback = self._callback if self._done is not None else None
+            if callback is not None:
+                self._callback = None
+        if callback is not None:
+            callback(self)
+
+
+_telling = threading.Lock()
+
+
 def hand_over(
-    engine: GlobusComputeEngine, future: GCFuture, attempt: Callable[[], Any]
+    engine: GlobusComputeEngine, future: GCFuture, attempt: Callable[[], WorkFuture]
 ) -> None:
     """What ``GlobusComputeEngineBase.submit`` does with such an attempt: the task is
     handed over, retries included."""

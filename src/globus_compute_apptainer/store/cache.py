@@ -107,6 +107,7 @@ class Store:
     ) -> None:
         self._root, self._presence = root, presence
         self._top = top = root / VERSION
+        self._below = f"{top}/"
         self._images, self._locks = top / "images/sha256", top / "locks"
         self._logs, self._tmp = top / "logs", top / "tmp"
         self.platform = (platform or platform_name()).replace("/", "-")
@@ -166,17 +167,13 @@ class Store:
         """Keep an image from being removed until the lease is let go.
 
         :param image: of another cache: then nothing is written, and nothing is kept
-        :returns: None if it is not there any more
+        :returns: None if it is not there any more. Where this process uses it already,
+            nobody looks: it cannot have gone by any orderly way
         """
-        if not image.path.is_relative_to(self._top):
+        if not str(image.path).startswith(self._below):
             return Lease.of_nothing()
-        name = image.path.parent.name
-        lease = self.leases.hold(lease_name(IMAGES, name))
-        try:
-            there = state_of(image.path)[2] == image.manifest.size
-        except OSError:
-            there = False
-        if not there:
+        lease = self.leases.hold(lease_name(IMAGES, image.path.parent.name))
+        if lease.is_first and not _has_size(image):
             lease.let_go()
             return None
         self._touch(image.path.parent)

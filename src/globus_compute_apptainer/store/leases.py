@@ -39,14 +39,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FOLDER: Final = "leases"
+_letting_go: Final = threading.Lock()
 
 
 class Lease:
-    """One use of one thing; :meth:`let_go` may be called again and from any thread."""
+    """One use of one thing; :meth:`let_go` may be called again and from any thread.
 
-    def __init__(self, leases: Leases | None, name: str) -> None:
-        self._leases, self._name = leases, name
-        self._lock = threading.Lock()
+    :ivar is_first: whether nobody in this process used the thing when this was taken
+    """
+
+    __slots__ = ("_leases", "_name", "is_first")
+
+    def __init__(
+        self, leases: Leases | None, name: str, *, is_first: bool = True
+    ) -> None:
+        self._leases, self._name, self.is_first = leases, name, is_first
 
     @classmethod
     def of_nothing(cls) -> Lease:
@@ -54,7 +61,7 @@ class Lease:
         return cls(None, "")
 
     def let_go(self) -> None:
-        with self._lock:
+        with _letting_go:
             leases, self._leases = self._leases, None
         if leases is not None:
             leases._let_go(self._name)
@@ -78,8 +85,11 @@ class Leases:
 
         :param name: such as ``images-ab12…``
         """
-        self._count(name, 1)
-        return Lease(self, name)
+        with self._lock:
+            self._counts[name] += 1
+            is_first = self._counts[name] == 1
+        self._write(name)
+        return Lease(self, name, is_first=is_first)
 
     def use(self, name: str) -> None:
         """Use something for the builds that run now in this process, if any do."""
@@ -141,12 +151,6 @@ class Leases:
         except OSError:
             return False
         return silent > self._presence.timing.lease_expiry
-
-    def _count(self, name: str, change: int) -> None:
-        with self._lock:
-            self._counts[name] += change
-        if change > 0:
-            self._write(name)
 
     def _let_go(self, name: str) -> None:
         with self._lock:

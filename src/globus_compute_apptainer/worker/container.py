@@ -18,6 +18,7 @@ import os
 import select
 import signal
 import socket
+import struct
 from typing import TYPE_CHECKING, Any, Final
 
 from globus_compute_apptainer.errors import TaskError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 0.25
+_LOOK: Final = struct.pack("@ll", 0, int(LOOK_SECONDS * 1e6))  # a `struct timeval`
 # What Apptainer says where it does not leave layers out without a word.
 OVERLAY_REFUSED: Final = "overlay images requires 'enable overlay'"
 
@@ -76,6 +78,7 @@ class Container:
     ) -> None:
         self._manager = os.getppid()
         self._asked = 0
+        self._lasting: Mapping[str, Any] | None = None  # what it was told last
         self._greeted = False  # it lives, and has what is needed of the worker
         self._reader = frames.Reader(self._read)
         self._end: dict[str, Any] | None = None
@@ -83,9 +86,9 @@ class Container:
         self._leash, leash = messages.pair()
         errors, errors_inside = os.pipe()
         self._errors = StderrPump(os.fdopen(errors, "rb", buffering=0))
+        self._tasks.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _LOOK)
         self._poll = select.poll()
-        for source in (self._tasks, self._leash):
-            self._poll.register(source, select.POLLIN)
+        self._poll.register(self._leash, select.POLLIN)
         try:
             given = [tasks.fileno(), leash.fileno(), errors_inside, *held]
             answer = self._attach(node, key, launch, bounds, given)
@@ -104,11 +107,7 @@ class Container:
     @property
     def alive(self) -> bool:
         """Whether a task can be given to it; if not, it has yet to be closed."""
-        if self._end is None:
-            leash = select.poll()
-            leash.register(self._leash, select.POLLIN)
-            return not leash.poll(0)
-        return False
+        return self._end is None and not self._poll.poll(0)
 
     @property
     def _orphaned(self) -> bool:
@@ -118,6 +117,7 @@ class Container:
     def ask(self, header: dict[str, Any], body: bytes) -> frames.Frame:
         """Have a task run; blocks until it has.
 
+        :param header: what is ``lasting`` is sent only where it is not as before
         :raises NotSentError: the child was gone before it had the whole task
         :raises TaskError: the child ended instead of answering, or answered
             another task (``container-crashed``), or nobody is left to take the
@@ -129,6 +129,10 @@ class Container:
         self._errors.forget()
         self._asked += 1
         header = {**header, "id": self._asked}
+        if header["lasting"] == self._lasting:
+            del header["lasting"]
+        else:
+            self._lasting = header["lasting"]
         try:
             frames.write_frame(self._tasks.fileno(), header, body)
         except ConnectionError as error:
@@ -153,11 +157,8 @@ class Container:
             return
         with contextlib.suppress(OSError):
             self._leash.shutdown(socket.SHUT_WR)
-        leash = select.poll()
-        leash.register(self._leash, select.POLLIN)
-        received = (
-            messages.receive(self._leash) if leash.poll(GRACE_SECONDS * 1000) else None
-        )
+        told = self._poll.poll(GRACE_SECONDS * 1000)
+        received = messages.receive(self._leash) if told else None
         self._end = received[0] if received else {}
         self._forget()
         self._errors.finish()
@@ -209,13 +210,18 @@ class Container:
 
     def _read(self, size: int) -> bytes:
         """Some of what the child writes; nothing at the end, or when to give up."""
-        while not (ready := self._poll.poll(LOOK_SECONDS * 1000)):
-            if self._orphaned:
-                return b""
-        # A process that a task left behind may hold the connection open.
-        if any(fd == self._tasks.fileno() for fd, _ in ready):
-            return os.read(self._tasks.fileno(), size)
-        return b""
+        while (found := self._received(size)) is None:
+            # A process that a task left behind may hold the connection open.
+            if self._orphaned or not self.alive:
+                return self._received(size, socket.MSG_DONTWAIT) or b""
+        return found
+
+    def _received(self, size: int, flags: int = 0) -> bytes | None:
+        """None if nothing comes for :data:`LOOK_SECONDS`."""
+        try:
+            return self._tasks.recv(size, flags)
+        except BlockingIOError:
+            return None
 
     def _gone(
         self, kind: type[TaskError], when: str, before: tuple[str, ...] = ()

@@ -59,6 +59,7 @@ _PASSED: Final = re.compile(
     re.DOTALL,
 )
 _ABOUT_THE_TASK: Final = "GC_TASK_"
+_OF_EACH: Final = ("GC_TASK_UUID", "GC_TASK_SANDBOX_DIR")
 _PROXY: Final = re.compile(r"(https?|ftp|all|no)_proxy\Z", re.IGNORECASE)
 
 
@@ -78,7 +79,7 @@ def without_proxy_credentials(launcher: Mapping[str, str]) -> dict[str, str]:
 def worker_environment(
     worker: Mapping[str, str], spec: Collection[str] = ()
 ) -> dict[str, str]:
-    """The worker's variables that go inside.
+    """The worker's variables that go inside, on top of the container's own.
 
     :param worker: the worker's environment
     :param spec: names that the spec's ``env`` sets
@@ -86,29 +87,18 @@ def worker_environment(
     return {
         name: value
         for name, value in _passed(worker).items()
-        if name.startswith(_ABOUT_THE_TASK) or name not in spec
+        if name not in _OF_EACH
+        and (name not in spec or name.startswith(_ABOUT_THE_TASK))
     }
 
 
-def task_environment(
-    worker: Mapping[str, str],
-    *,
-    task_id: str,
-    sandbox: str | None,
-    spec: Collection[str] = (),
-) -> dict[str, str]:
-    """The variables to set for one task, on top of the container's own.
+def task_environment(task_id: str, sandbox: str | None) -> dict[str, str]:
+    """The variables that tell about one task, on top of those.
 
-    :param worker: the worker's environment
     :param sandbox: the task's own folder, if tasks run in one
-    :param spec: names that the spec's ``env`` sets
     """
-    passed = worker_environment(worker, spec)
-    passed.pop("GC_TASK_SANDBOX_DIR", None)
-    passed["GC_TASK_UUID"] = task_id
-    if sandbox is not None:
-        passed["GC_TASK_SANDBOX_DIR"] = sandbox
-    return passed
+    about = {"GC_TASK_UUID": task_id}
+    return about if sandbox is None else {**about, "GC_TASK_SANDBOX_DIR": sandbox}
 
 
 class _Passed:

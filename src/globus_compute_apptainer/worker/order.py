@@ -1,8 +1,8 @@
 """What the engine tells a worker about the container that a task runs in.
 
-Made in the endpoint process, read in worker processes. It crosses Parsl as a plain
-dictionary (:meth:`ContainerOrder.to_wire`), so that the two sides agree on words
-rather than on a pickled class.
+Made in the endpoint process, read in worker processes. It crosses Parsl as JSON
+(:meth:`ContainerOrder.to_wire`), so that the two sides agree on words rather than on a
+pickled class.
 """
 
 from __future__ import annotations
@@ -12,12 +12,9 @@ import functools
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-FORMAT: Final = 3
+FORMAT: Final = 4
 
 _LISTS: Final = ("binds", "markers", "options", "preload")
 
@@ -104,34 +101,27 @@ class ContainerOrder:
             "apptainer_version": self.apptainer_version,
         }
 
-    def to_wire(self) -> dict[str, Any]:
-        """Plain data for Parsl to carry; see :meth:`from_wire`."""
-        fields = dataclasses.asdict(self)
-        for name in _LISTS:
-            fields[name] = list(fields[name])
-        return {**fields, "env": [list(pair) for pair in self.env], "format": FORMAT}
+    def to_wire(self) -> str:
+        """The order as text, see :meth:`from_wire`: Parsl packs and unpacks what it
+        carries four times, and a text is one thing to pack."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return json.dumps({**fields, "format": FORMAT})
 
     @classmethod
-    def from_wire(cls, wire: Mapping[str, Any]) -> ContainerOrder:
+    def from_wire(cls, wire: str) -> ContainerOrder:
         """The order that :meth:`to_wire` was called on.
 
         :raises ValueError: endpoint and worker run different versions of this package
         """
-        fields = dict(wire)
-        if fields.pop("format", None) != FORMAT:
+        fields = json.loads(wire)
+        if (found := fields.pop("format", None)) != FORMAT:
             raise ValueError(
                 "endpoint and worker run different versions of globus-compute-apptainer"
-                f" (container order format {wire.get('format')!r}, expected {FORMAT})"
+                f" (container order format {found!r}, expected {FORMAT})"
             )
+        lists = {name: tuple(fields.get(name, ())) for name in _LISTS}
+        env = tuple((name, value) for name, value in fields.get("env", ()))
         try:
-            return cls(
-                **{
-                    **fields,
-                    **{name: tuple(fields.get(name, ())) for name in _LISTS},
-                    "env": tuple(
-                        (name, value) for name, value in fields.get("env", ())
-                    ),
-                }
-            )
+            return cls(**{**fields, **lists, "env": env})
         except TypeError as error:
             raise ValueError(f"malformed container order: {error}") from None

@@ -31,7 +31,10 @@ from globus_compute_apptainer.worker.container import (
     NotSentError,
     no_folder,
 )
-from globus_compute_apptainer.worker.environment import task_environment
+from globus_compute_apptainer.worker.environment import (
+    task_environment,
+    worker_environment,
+)
 from globus_compute_apptainer.worker.inside import messages
 from globus_compute_apptainer.worker.inside.agent import describe
 from globus_compute_apptainer.worker.launch import launch
@@ -84,7 +87,7 @@ def run(
     run_in_sandbox: bool = False,
     task_deserializers: list[str] | None = None,
     result_serializers: list[str] | None = None,
-    container: dict[str, Any],
+    container: str,
 ) -> bytes:
     """Execute a task in a container; arguments as of the stock ``execute_task``.
 
@@ -93,7 +96,7 @@ def run(
     """
     exec_start = time.time_ns()
     _check_deserializers(tuple(task_deserializers or ()))
-    order = _order(_Wire(container))
+    order = _order(container)
     log.info("%s: Preparing to execute task in %s", task_id, order.image)
     if result_size_limit < SMALLEST_LIMIT:
         raise ValueError(
@@ -101,16 +104,14 @@ def run(
         )
     base_dir, task_dir = _make_folders(run_dir, str(task_id) if run_in_sandbox else "")
     header = {
-        "cwd": task_dir,
-        "env": task_environment(
-            os.environ,
-            task_id=str(task_id),
-            sandbox=task_dir if run_in_sandbox else None,
-            spec=dict(order.env),
-        ),
-        "limit": result_size_limit,
-        "allowed": task_deserializers,
-        "result_serializers": result_serializers,
+        "lasting": {
+            "cwd": task_dir,
+            "env": worker_environment(os.environ, dict(order.env)),
+            "limit": result_size_limit,
+            "allowed": task_deserializers,
+            "result_serializers": result_serializers,
+        },
+        "task": task_environment(str(task_id), task_dir if run_in_sandbox else None),
     }
     outcome = _execute(packed_task, header, order, base_dir)
     return _pack(task_id, endpoint_id, order, outcome, exec_start)
@@ -147,6 +148,7 @@ def _execute_inside(
     task_buffer = bytecode.checked(task_buffer, order.python_version)
 
     def start() -> Container:
+        os.makedirs(run_dir, exist_ok=True)  # noqa: PTH103
         here, held = staged(order)
         try:
             program = launch(here, run_dir)
@@ -202,32 +204,30 @@ def _with_hint(error: TaskError, order: ContainerOrder) -> TaskError:
     return dataclasses.replace(error, hint=hint)
 
 
-class _Wire(dict[str, Any]):
-    """What came through Parsl, so that it can be remembered what it was read as."""
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        return hash((self.get("image"), self.get("image_digest")))
-
-
 @functools.lru_cache(maxsize=64)
-def _order(wire: _Wire) -> ContainerOrder:
+def _order(wire: str) -> ContainerOrder:
     return ContainerOrder.from_wire(wire)
 
 
 def _make_folders(run_dir: str | os.PathLike[str], sandbox: str) -> tuple[str, str]:
     """The folder for tasks in general, and the one for this task, which exists."""
-    base_dir = _resolved(os.fspath(run_dir))
+    base_dir = _base_dir(os.fspath(run_dir))
     task_dir = f"{base_dir}/{sandbox}" if sandbox else base_dir
-    os.makedirs(task_dir, exist_ok=True)  # noqa: PTH103  # a third of the time
+    if sandbox:
+        os.makedirs(task_dir, exist_ok=True)  # noqa: PTH103  # a third of the time
     return base_dir, task_dir
 
 
 @functools.lru_cache(maxsize=8)
-def _resolved(run_dir: str) -> str:
+def _base_dir(run_dir: str) -> str:
+    """The folder for tasks in general. Made once, and for every new container: those
+    that run would not see another one in its place."""
     base_dir = pathlib.Path(run_dir)
     if not base_dir.is_absolute():
         raise ValueError(f"Absolute path required.  Received: {run_dir=}")
-    return str(base_dir.resolve())
+    base_dir = base_dir.resolve()
+    base_dir.mkdir(parents=True, exist_ok=True)
+    return str(base_dir)
 
 
 @functools.cache

@@ -86,20 +86,21 @@ def execute(
     from globus_compute_sdk.errors import MaxResultSizeExceeded  # noqa: PLC0415
     from globus_compute_sdk.serialize import ComputeSerializer  # noqa: PLC0415
 
-    harmless = _harmless(task_buffer, order)
+    harmless, lasting = _harmless(task_buffer, order), header["lasting"]
     try:
-        serde = ComputeSerializer(allowed_deserializer_types=header["allowed"])
+        serde = ComputeSerializer(allowed_deserializer_types=lasting["allowed"])
         f, f_a, f_k = serde.unpack_and_deserialize(harmless)
         if type(f) not in _functions().values():  # the class itself, say
             raise no_python(order, "a Python function")
-        seconds = max(0.0, float(header["env"].get("GC_TASK_TIMEOUT", 0.0)))
-        place = Place(order, run_dir, header["cwd"], header["env"], seconds or None)
+        env = {**lasting["env"], **header["task"]}
+        seconds = max(0.0, float(env.get("GC_TASK_TIMEOUT", 0.0)))
+        place = Place(order, run_dir, lasting["cwd"], env, seconds or None)
         f.execute_cmd_line = functools.partial(_execute_command, f, place)
         raw_result = f(*f_a, **f_k)
-        wanted = header["result_serializers"] or ()
+        wanted = lasting["result_serializers"] or ()
         result = serde.serialize_from_list(raw_result, wanted)
-        if len(result) > header["limit"]:
-            raise MaxResultSizeExceeded(len(result), header["limit"])
+        if len(result) > lasting["limit"]:
+            raise MaxResultSizeExceeded(len(result), lasting["limit"])
         return result, None
     except ContainerError:
         raise

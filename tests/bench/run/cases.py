@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.run import memory, tasks
@@ -160,7 +160,7 @@ class _Workers:
         """Start a worker per name, one after the other; each runs its task five
         times while those before it live; milliseconds of each."""
         # A run of its own: what an earlier sample started may still be there.
-        order = {**self._order, "env": [["BENCH_RUN", str(time.time())]]}
+        order = replace(self._order, env=(("BENCH_RUN", str(time.time())),))
         workers, taken = [], []
         try:
             for name in names:

@@ -28,6 +28,7 @@ from globus_compute_apptainer.endpoint.engine import ApptainerEngine
 from globus_compute_apptainer.endpoint.order import container_order
 from globus_compute_apptainer.errors import SpecError
 from globus_compute_apptainer.spec import model
+from globus_compute_apptainer.worker.order import ContainerOrder
 from provision import services
 
 PATIENCE_SECONDS = 900
@@ -102,7 +103,7 @@ class Stage:
         report = self._cli("build", "--json", json.dumps(spec))
         return Path(json.loads(report)["path"])
 
-    def order(self, spec: Mapping[str, Any]) -> dict[str, Any]:
+    def order(self, spec: Mapping[str, Any]) -> ContainerOrder:
         """What the engine tells a worker about a container of ``spec``."""
         engine = ApptainerEngine(address="127.0.0.1", containers=self._containers())
         wanted = engine._requests.wanted(spec)
@@ -111,10 +112,7 @@ class Stage:
         with contextlib.closing(open_service(engine._config, os.environ)) as service:
             ready = service.request(wanted.image).result(PATIENCE_SECONDS)
             service.settle()
-        order: dict[str, Any] = container_order(
-            ready, wanted.run, engine._config
-        ).to_wire()
-        return order
+        return container_order(ready, wanted.run, engine._config)
 
     def with_preload(self, spec: Mapping[str, Any], *modules: str) -> dict[str, Any]:
         """The spec, with these modules imported ahead where that is supported."""
@@ -189,12 +187,12 @@ def stage(folder: Path, store: Path) -> Iterator[Stage]:
         yield Stage(folder, address, stack)
 
 
-def new_worker(order: Mapping[str, Any], run_dir: Path) -> subprocess.Popen[str]:
+def new_worker(order: ContainerOrder, run_dir: Path) -> subprocess.Popen[str]:
     """A process that does with tasks what a worker does; see ``worker.py``."""
     argv: Sequence[str] = (
         sys.executable,
         str(Path(__file__).with_name("worker.py")),
-        json.dumps(order),
+        order.to_wire(),
         str(run_dir),
     )
     return subprocess.Popen(

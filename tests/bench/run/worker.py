@@ -9,7 +9,6 @@ printed first, once all is imported.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -23,7 +22,7 @@ ARGUMENTS = {"nothing": (), "use_pandas": (0,)}
 
 
 def main() -> None:
-    order, run_dir = json.loads(sys.argv[1]), sys.argv[2]
+    order, run_dir = sys.argv[1:]
     print("ready", flush=True)
     for line in sys.stdin:
         name = line.strip()

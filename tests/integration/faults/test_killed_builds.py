@@ -59,7 +59,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "packages": {"post": ["cp /etc/hostname /made || echo x >/made"]},
     "flat": {},
     "debian": {"apt": ["hello"]},
-    "files": {"files": {"postBuild": "#!/bin/sh\\necho x >/made\\n"}},
+    "files": {"files": {"postBuild": "#!/bin/sh\necho x >/made\n"}},
 }
 
 

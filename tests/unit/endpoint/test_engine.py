@@ -56,6 +56,12 @@ def test_a_null_container_is_no_container(engine, executor) -> None:
     assert executor.handed[0][0]["task_executor"]["f"] == path_of(execute_task)
 
 
+def orders(executor) -> list[dict[str, Any]]:
+    """What workers were told of containers, one for each task."""
+    calls = [context["task_executor"] for context, _ in executor.handed]
+    return [json.loads(call["k"]["container"]) for call in calls]
+
+
 # -- tasks with a spec ----------------------------------------------------------
 
 
@@ -69,7 +75,7 @@ def test_a_task_with_a_spec_is_handed_to_our_runner(engine, executor) -> None:
     assert call["a"] == (future.gc_task_id, engine.endpoint_id)
     assert call["k"]["run_dir"] == engine.working_dir
     assert context["resource_spec"] == {"priority": 1}
-    order = call["k"]["container"]
+    order = json.loads(call["k"]["container"])
     assert Path(order["image"]).is_file()
     assert order["cache"] == "built"
     assert order["gpu"] == "nvidia"
@@ -78,14 +84,15 @@ def test_a_task_with_a_spec_is_handed_to_our_runner(engine, executor) -> None:
 def test_what_is_handed_over_survives_pickling_by_value(engine, executor) -> None:
     """Workers may run another version: nothing of ours but the path of the runner."""
     submit(engine).result(30)
-    json.dumps(executor.handed[0][0]["task_executor"]["k"]["container"])
+    told = executor.handed[0][0]["task_executor"]["k"]["container"]
+    assert type(told) is str
 
 
 def test_a_cached_image_is_handed_over_in_the_calling_thread(engine, executor) -> None:
     submit(engine).result(30)
     future = submit(engine)
     assert future.done()
-    assert executor.handed[1][0]["task_executor"]["k"]["container"]["cache"] == "hit"
+    assert orders(executor)[1]["cache"] == "hit"
 
 
 def test_many_tasks_with_one_new_spec_cost_one_build(engine, executor, builder) -> None:
@@ -95,9 +102,7 @@ def test_many_tasks_with_one_new_spec_cost_one_build(engine, executor, builder) 
     builder.gate.set()
     assert {f.result(30) for f in futures} == {b"the result"}
     assert len(builder.builds) == 1
-    outcomes = [
-        c["task_executor"]["k"]["container"]["cache"] for c, _ in executor.handed
-    ]
+    outcomes = [order["cache"] for order in orders(executor)]
     assert outcomes.count("built") == 1
     assert outcomes.count("shared") == 49
 
@@ -222,7 +227,7 @@ def test_a_fault_while_handing_over_ends_the_task(
         raise ZeroDivisionError("in the order")
 
     monkeypatch.setattr(
-        "globus_compute_apptainer.endpoint.engine.container_order", broken
+        "globus_compute_apptainer.endpoint.recent.container_order", broken
     )
     result = unpack_result(submit(engine).result(30))
     assert result.error_details.code == "internal-error"

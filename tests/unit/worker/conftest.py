@@ -133,14 +133,15 @@ class Asker:
         return self.serializer.pack_buffers(parts).encode()
 
     def header(self, **changes: Any) -> dict[str, Any]:
-        header = {
+        task = changes.pop("task", {})
+        lasting = {
             "cwd": str(self.folder),
             "env": {},
             "limit": 1 << 20,
             "allowed": None,
             "result_serializers": None,
         }
-        return {**header, **changes}
+        return {"lasting": {**lasting, **changes}, "task": task}
 
     def ask(
         self,

@@ -6,13 +6,12 @@ from globus_compute_apptainer.worker import environment
 from globus_compute_apptainer.worker.environment import (
     task_environment,
     without_proxy_credentials,
+    worker_environment,
 )
 
 
-def passed(worker, spec=(), sandbox=None):
-    found = task_environment(worker, task_id="id", sandbox=sandbox, spec=spec)
-    assert found.pop("GC_TASK_UUID") == "id"
-    return found
+def passed(worker, spec=()):
+    return worker_environment(worker, spec)
 
 
 def documented() -> list[str]:
@@ -47,12 +46,10 @@ def test_spec_wins_except_over_facts_about_the_task():
 
 
 def test_task_is_named():
-    found = task_environment(
-        {"GC_TASK_UUID": "former", "GC_TASK_SANDBOX_DIR": "/former"},
-        task_id="id",
-        sandbox="/folder/id",
-    )
+    assert task_environment("id", None) == {"GC_TASK_UUID": "id"}
+    found = task_environment("id", "/folder/id")
     assert found == {"GC_TASK_UUID": "id", "GC_TASK_SANDBOX_DIR": "/folder/id"}
+    assert passed({**found, "GC_X": "1"}) == {"GC_X": "1"}  # a former task's
 
 
 @pytest.mark.parametrize(

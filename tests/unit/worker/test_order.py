@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import pickle
 
 import pytest
 
@@ -21,39 +20,33 @@ def full(order):
     )
 
 
-@pytest.mark.parametrize("copy", [lambda x: x, pickle.dumps, json.dumps])
-def test_wire_form_is_plain_data(full, copy):
+def changed(order, **fields):
+    return json.dumps({**json.loads(order.to_wire()), **fields})
+
+
+def test_wire_form_is_text_that_holds_everything(full):
+    assert full.run_key  # what was found out of an order is no part of it
     wire = full.to_wire()
-    if copy is pickle.dumps:
-        wire = pickle.loads(pickle.dumps(wire))
-    elif copy is json.dumps:
-        wire = json.loads(json.dumps(wire))
+    assert isinstance(wire, str)
     assert ContainerOrder.from_wire(wire) == full
 
 
-def test_wire_form_is_left_alone_by_reading(full):
-    wire = full.to_wire()
-    before = json.dumps(wire)
-    ContainerOrder.from_wire(wire)
-    assert json.dumps(wire) == before
-
-
-@pytest.mark.parametrize("change", [{"format": 1}, {"format": 2}, {"format": None}])
+@pytest.mark.parametrize("change", [{"format": 1}, {"format": 3}, {"format": None}])
 def test_another_version_is_refused(order, change):
     with pytest.raises(ValueError, match="different versions"):
-        ContainerOrder.from_wire({**order.to_wire(), **change})
+        ContainerOrder.from_wire(changed(order, **change))
 
 
 def test_unknown_field_is_refused(order):
     with pytest.raises(ValueError, match=r"malformed.*surprise"):
-        ContainerOrder.from_wire({**order.to_wire(), "surprise": 1})
+        ContainerOrder.from_wire(changed(order, surprise=1))
 
 
 def test_missing_field_is_refused(order):
-    wire = order.to_wire()
-    del wire["image"]
+    fields = json.loads(order.to_wire())
+    del fields["image"]
     with pytest.raises(ValueError, match=r"malformed.*image"):
-        ContainerOrder.from_wire(wire)
+        ContainerOrder.from_wire(json.dumps(fields))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The runner with an agent that runs on the host instead of in a container."""
 
+import json
 import uuid
 
 import pytest
@@ -156,4 +157,4 @@ def test_folders(tmp_path):
 
 def test_malformed_order_is_raised(warm, tmp_path):
     with pytest.raises(ValueError, match="different versions"):
-        runner.run(b"", uuid.uuid4(), run_dir=tmp_path, container={})
+        runner.run(b"", uuid.uuid4(), run_dir=tmp_path, container=json.dumps({}))

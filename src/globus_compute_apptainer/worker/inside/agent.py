@@ -10,11 +10,12 @@ import os
 import threading
 import traceback
 import types
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple
 
 from .activity import Activity
 from .frames import Frame, Reader, read_frame, write_frame
 from .streams import Streams
+from .variables import Variables
 
 UTF8 = ("utf-8", "surrogatepass")  # JSON may hold half of a surrogate pair
 
@@ -106,7 +107,8 @@ class TaskLoop:
 
     def __init__(self, streams: Streams, activity: Activity) -> None:
         self._streams, self._activity = streams, activity
-        self._lent: List[str] = []
+        self._variables = Variables()
+        self._lasting: Dict[str, Any] = {}
 
     def serve(self) -> None:
         """Answer tasks until the worker closes its end."""
@@ -120,27 +122,19 @@ class TaskLoop:
 
     def _answer(self, header: Dict[str, Any], body: bytes) -> Frame:
         self._streams.restore()
-        self._lend(header["env"])
+        self._lasting = lasting = header.get("lasting", self._lasting)
+        self._variables.lend(lasting["env"], header["task"])
         try:
-            os.chdir(header["cwd"])
+            os.chdir(lasting["cwd"])
         except OSError as error:
             return {"kind": "no-folder", "reason": str(error)}, b""
         task = types.SimpleNamespace(task_buffer=body.decode(*UTF8))
         try:
-            data, error_details = execute_task(task, header)
-            if "GC_TASK_TIMEOUT" in header["env"]:
+            data, error_details = execute_task(task, lasting)
+            if "GC_TASK_TIMEOUT" in self._variables:
                 disarm()
         except AppTimeout as exc:  # came between the function's end and disarm()
             data, error_details = describe(exc)
         finally:
             self._streams.flush()
         return {"kind": "result", "error": error_details}, data.encode(*UTF8)
-
-    def _lend(self, variables: Dict[str, str]) -> None:
-        """Set the variables of this task, and unset those of the one before."""
-        for name in self._lent:
-            os.environ.pop(name, None)
-        if not os.path.isdir(variables.get("TMPDIR", "/")):
-            del variables["TMPDIR"]
-        os.environ.update(variables)
-        self._lent = list(variables)
