@@ -104,10 +104,11 @@ def of_the_dead(folder: Path, prefix: str = "") -> Iterator[Path]:
     """
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
+            if not entry.name.startswith(f"{prefix}-" if prefix else ""):
+                continue
             # What is before the owner may itself hold hyphens.
             owner = Owner.of_name(entry.name)
-            begins = entry.name.startswith(f"{prefix}-" if prefix else "")
-            if owner and begins and _mine(entry) and owner.is_dead():
+            if owner and _mine(entry) and owner.is_dead():
                 yield Path(entry.path)
 
 

@@ -31,8 +31,7 @@ from globus_compute_apptainer.worker.stderr import TAIL_LINES, StderrPump, lines
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from globus_compute_apptainer.worker.launch import Launch
-    from globus_compute_apptainer.worker.node import Bounds
+    from globus_compute_apptainer.worker.node import Bounds, Prepare
 
 GRACE_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 0.25
@@ -62,20 +61,14 @@ class Container:
     """A child that runs tasks, or what was one.
 
     :param key: run identity: those with the same one share a container
-    :param launch: starts the container, if the node has none
-    :param held: descriptors that the container holds for as long as it lives
+    :param prepare: asked for what starts the container, if the node has none
     :raises TaskError: there is none (``container-start-failed``)
     :raises HostError: there is no place for what workers share (``no-node-folder``)
+
+    What ``prepare`` raises is passed on.
     """
 
-    def __init__(
-        self,
-        node: Node,
-        key: str,
-        launch: Launch,
-        bounds: Bounds,
-        held: Sequence[int] = (),
-    ) -> None:
+    def __init__(self, node: Node, key: str, prepare: Prepare, bounds: Bounds) -> None:
         self._manager = os.getppid()
         self._asked = 0
         self._lasting: Mapping[str, Any] | None = None  # what it was told last
@@ -90,8 +83,8 @@ class Container:
         self._poll = select.poll()
         self._poll.register(self._leash, select.POLLIN)
         try:
-            given = [tasks.fileno(), leash.fileno(), errors_inside, *held]
-            answer = self._attach(node, key, launch, bounds, given)
+            given = [tasks.fileno(), leash.fileno(), errors_inside]
+            answer = self._attach(node, key, prepare, bounds, given)
         except BaseException:
             self._forget()
             raise
@@ -176,20 +169,20 @@ class Container:
         self,
         node: Node,
         key: str,
-        launch: Launch,
+        prepare: Prepare,
         bounds: Bounds,
         given: Sequence[int],
     ) -> dict[str, Any]:
         try:
             answer = node.ask(
-                key, launch, bounds, traits(), given, lambda: self._orphaned
+                key, prepare, bounds, traits(), given, lambda: self._orphaned
             )
         except KeeperGoneError as error:
             raise not_started(f"the container did not start: {error}") from error
         if answer["kind"] == "given":
             return answer
         if answer["reason"] == "not-started":
-            raise not_started(f"cannot start {launch.argv[0]}: {answer['text']}")
+            raise not_started(f"cannot start a program: {answer['text']}")
         self._errors.add(answer["tail"].encode())
         message = "the container did not start"
         late = answer["reason"] == "late"

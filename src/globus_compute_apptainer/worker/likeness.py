@@ -6,7 +6,6 @@ Runs in worker processes; :mod:`.inside.traits` is the other side.
 from __future__ import annotations
 
 import os
-import re
 import resource
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,5 @@ def traits() -> dict[str, Any]:
 
 def _umask() -> int:
     """Read, not set and set back: other threads may be making files."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
-    found = re.search(r"^Umask:\s*([0-7]+)$", status, re.MULTILINE)
-    return int(found[1], 8) if found else 0o022
+    _, found, rest = Path("/proc/self/status").read_bytes().partition(b"\nUmask:")
+    return int(rest.split(maxsplit=1)[0], 8) if found else 0o022

@@ -16,6 +16,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,7 +26,7 @@ from globus_compute_apptainer.worker import place
 from globus_compute_apptainer.worker.inside import messages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping
 
     from globus_compute_apptainer.worker.launch import Launch
     from globus_compute_apptainer.worker.order import ContainerOrder
@@ -59,6 +61,11 @@ class Bounds:
         return cls(order.start_timeout, order.idle_timeout, order.warm_per_node)
 
 
+Prepare = Callable[[], AbstractContextManager[tuple["Launch", Sequence[int]]]]
+"""Makes ready what starts a container. Inside, it is sent; with it go descriptors that
+the container holds for as long as it lives."""
+
+
 class KeeperGoneError(Exception):
     """The keeper ended, or ends, instead of answering."""
 
@@ -77,7 +84,7 @@ class Node:
     def ask(
         self,
         key: str,
-        launch: Launch,
+        prepare: Prepare,
         bounds: Bounds,
         traits: Mapping[str, Any],
         descriptors: Sequence[int],
@@ -86,13 +93,14 @@ class Node:
         """Have a child attached to ``descriptors``; blocks until it is.
 
         :param key: run identity: requests with the same one share a container
-        :param launch: starts it, if there is none
-        :param descriptors: connection, leash and error stream for the child, and
-            perhaps one to keep open as long as the container lives
+        :param prepare: asked only where the node has no such container
+        :param descriptors: connection, leash and error stream for the child
         :param give_up: asked now and then
         :returns: the keeper's answer, ``given`` or ``failed``
         :raises KeeperGoneError: it ended, or we gave up
         :raises HostError: there is no place for a keeper (``no-node-folder``)
+
+        What ``prepare`` raises is passed on.
         """
         request = {
             "key": key,
@@ -101,40 +109,53 @@ class Node:
             "idle_timeout": bounds.idle_timeout,
             "warm_per_node": bounds.warm_per_node,
         }
-        program = {"argv": launch.argv, "env": launch.env, "folder": launch.folder}
-        payload = _in_memory(json.dumps(program).encode())
-        try:
-            for attempt in range(1, ATTEMPTS + 1):
-                with contextlib.closing(self._connected()) as keeper:
-                    try:
-                        messages.send(keeper, request, [payload, *descriptors])
-                        limit = bounds.start_timeout + MARGIN_SECONDS
-                        return _answer(keeper, time.monotonic() + limit, give_up)
-                    except (OSError, KeeperGoneError) as error:
-                        if attempt == ATTEMPTS or give_up():
-                            raise KeeperGoneError(str(error)) from error
-        finally:
-            os.close(payload)
-        raise AssertionError
+        limit = bounds.start_timeout + MARGIN_SECONDS
 
-    def _connected(self) -> socket.socket:
-        """A connection to the keeper, started if there is none."""
+        def exchange(given: Sequence[int], *, anew: bool) -> dict[str, Any]:
+            try:
+                keeper, is_new = self._connected()
+                with contextlib.closing(keeper):
+                    if is_new and not anew:  # it starts while we prepare
+                        return {"kind": "unknown"}
+                    messages.send(keeper, request, given)
+                    return _answer(keeper, time.monotonic() + limit, give_up)
+            except OSError as error:
+                raise KeeperGoneError(str(error)) from error
+
+        with contextlib.suppress(KeeperGoneError):
+            answer = exchange(descriptors, anew=False)
+            if answer["kind"] != "unknown":
+                return answer
+        with contextlib.ExitStack() as stack:
+            launch, held = stack.enter_context(prepare())
+            program = {"argv": launch.argv, "env": launch.env, "folder": launch.folder}
+            payload = _in_memory(json.dumps(program).encode())
+            stack.callback(os.close, payload)
+            for _ in range(ATTEMPTS - 1):
+                with contextlib.suppress(KeeperGoneError):
+                    return exchange([*descriptors, payload, *held], anew=True)
+                if give_up():
+                    break
+            return exchange([*descriptors, payload, *held], anew=True)
+
+    def _connected(self) -> tuple[socket.socket, bool]:
+        """A connection to the keeper, started if there is none, and whether it was."""
         pool = self._pool()
         folder = place.folder(pool)
         address = str(folder / place.SOCKET)
         keeper = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with contextlib.suppress(OSError):
             keeper.connect(address)
-            return keeper
+            return keeper, False
         place.make(folder)
         with (folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            try:
-                keeper.connect(address)
-            except OSError:
+            is_new = keeper.connect_ex(address) != 0
+            if is_new:
+                place.sweep(folder)
                 _start_keeper(folder, address, pool)
                 keeper.connect(address)
-        return keeper
+        return keeper, is_new
 
 
 def _start_keeper(folder: Path, address: str, pool: place.Pool) -> None:

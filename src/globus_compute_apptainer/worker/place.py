@@ -66,7 +66,6 @@ def folder(pool: Pool, bases: Sequence[str] = ()) -> Path:
         except OSError as error:
             refused.append(f"{base}: {error.strerror}")
         else:
-            _sweep(path.parent)
             return path
     raise HostError(
         "this node has no folder for what its workers share: " + "; ".join(refused),
@@ -88,6 +87,7 @@ def make(path: Path) -> None:
         raise PermissionError(1, "not a folder of this user alone", str(path))
 
 
-def _sweep(base: Path) -> None:
-    for left in owners.of_the_dead(base, PREFIX):
+def sweep(path: Path) -> None:
+    """Remove what pools that are gone have left beside a folder of this one."""
+    for left in owners.of_the_dead(path.parent, PREFIX):
         shutil.rmtree(left, ignore_errors=True)

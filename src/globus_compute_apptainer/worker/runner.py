@@ -8,6 +8,7 @@ the environment of the worker: the container's side does (:mod:`.inside.agent`).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -46,7 +47,9 @@ from globus_compute_apptainer.worker.warm import WarmPool
 
 if TYPE_CHECKING:
     import uuid
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from globus_compute_apptainer.worker.launch import Launch
 
 log = logging.getLogger(__name__)
 
@@ -147,14 +150,17 @@ def _execute_inside(
         return Outcome(text, failed, _expected_details(order))
     task_buffer = bytecode.checked(task_buffer, order.python_version)
 
-    def start() -> Container:
+    @contextlib.contextmanager
+    def prepare() -> Iterator[tuple[Launch, Sequence[int]]]:
         os.makedirs(run_dir, exist_ok=True)  # noqa: PTH103
         here, held = staged(order)
         try:
-            program = launch(here, run_dir)
-            container = Container(_node, key, program, Bounds.of(order), held)
+            yield launch(here, run_dir), held
         finally:
             messages.close(held)
+
+    def start() -> Container:
+        container = Container(_node, key, prepare, Bounds.of(order))
         for name, reason in container.not_preloaded.items():
             log.warning("module %s was not preloaded: %s", name, reason)
         return container

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -20,7 +21,7 @@ from globus_compute_apptainer.worker.container import Container
 from globus_compute_apptainer.worker.inside import start as starting
 from globus_compute_apptainer.worker.keeper.owner import start_of
 from globus_compute_apptainer.worker.launch import Launch
-from globus_compute_apptainer.worker.node import Bounds, Node
+from globus_compute_apptainer.worker.node import Bounds, Node, Prepare
 from globus_compute_apptainer.worker.order import ContainerOrder
 
 
@@ -100,14 +101,22 @@ def node(worker_pool: place.Pool) -> Node:
 
 
 @pytest.fixture
-def start(node: Node) -> Iterator[Callable[..., Container]]:
+def given() -> Callable[[Launch], Prepare]:
+    """``given(launch)``: what starts a container, ready to be sent."""
+    return lambda launch: lambda: contextlib.nullcontext((launch, ()))
+
+
+@pytest.fixture
+def start(
+    node: Node, given: Callable[[Launch], Prepare]
+) -> Iterator[Callable[..., Container]]:
     """``start(launch)``: a child in the container that ``launch`` starts, which
     others may share if they give the same ``key``; closed after the test."""
     running = []
 
     def start(launch: Launch, key: str = "", **bounds: Any) -> Container:
         key = key or f"key {len(running)}"
-        running.append(Container(node, key, launch, Bounds(60.0, **bounds)))
+        running.append(Container(node, key, given(launch), Bounds(60.0, **bounds)))
         return running[-1]
 
     yield start

@@ -134,12 +134,12 @@ def test_program_that_is_not_there(tmp_path, start):
     assert caught.value.code == "container-start-failed"
 
 
-def test_program_that_says_nothing(tmp_path, node):
+def test_program_that_says_nothing(tmp_path, node, given):
     launch = program(
         "import time; print('starting', flush=True); time.sleep(1000)", tmp_path
     )
     with pytest.raises(TaskError, match=r"did not start within 0\.5 s") as caught:
-        Container(node, "silent", launch, Bounds(start_timeout=0.5))
+        Container(node, "silent", given(launch), Bounds(start_timeout=0.5))
     assert not caught.value.ended
 
 

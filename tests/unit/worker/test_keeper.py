@@ -70,8 +70,36 @@ def test_the_same_key_shares_a_container(agent_launch, start, asker):
     assert asker.ask(first, pids) != asker.ask(second, pids)
 
 
+def test_what_starts_a_container_is_made_ready_only_where_there_is_none(
+    agent_launch, node, asker
+):
+    asked = []
+
+    def prepare(key):
+        asked.append(key)
+        return contextlib.nullcontext((agent_launch(), ()))
+
+    children = [
+        Container(node, key, lambda key=key: prepare(key), Bounds(120.0))
+        for key in ("a", "a", "b", "a")
+    ]
+    assert asked == ["a", "b"]
+    assert len({asker.ask(child, zygote) for child in children}) == 2
+    for child in children:
+        child.close()
+
+
+def test_what_cannot_be_made_ready_is_told_and_harms_nobody(agent_launch, start, node):
+    def prepare():
+        raise OSError("no disk")
+
+    with pytest.raises(OSError, match="no disk"):
+        Container(node, "key", prepare, Bounds(120.0))
+    assert start(agent_launch(), "key").alive
+
+
 def test_many_workers_at_once_start_one_keeper_and_one_container(
-    agent_launch, worker_pool, asker, tmp_path
+    agent_launch, worker_pool, asker, given, tmp_path
 ):
     """Each worker is a process of its own, and none is the first to be told."""
     starts = tmp_path / "starts"
@@ -83,7 +111,9 @@ def test_many_workers_at_once_start_one_keeper_and_one_container(
 
     def work() -> None:
         barrier.wait(60)
-        child = Container(Node(lambda: worker_pool), "shared", launch, Bounds(120.0))
+        child = Container(
+            Node(lambda: worker_pool), "shared", given(launch), Bounds(120.0)
+        )
         results.put(asker.ask(child, zygote))
         barrier.wait(120)  # all have it before the first lets go
         child.close()
@@ -100,7 +130,7 @@ def test_many_workers_at_once_start_one_keeper_and_one_container(
     assert len(keepers(worker_pool)) == 1
 
 
-def test_a_failing_start_is_told_to_all_who_wait(agent_launch, node, tmp_path):
+def test_a_failing_start_is_told_to_all_who_wait(agent_launch, node, given):
     launch = agent_launch()
     script = ("sh", "-c", "sleep 1; echo no way >&2; exit 9")
     launch = dataclasses.replace(launch, argv=script)
@@ -108,7 +138,7 @@ def test_a_failing_start_is_told_to_all_who_wait(agent_launch, node, tmp_path):
 
     def ask() -> None:
         with pytest.raises(TaskError) as caught:
-            Container(node, "failing", launch, Bounds(120.0))
+            Container(node, "failing", given(launch), Bounds(120.0))
         errors.append(caught.value)
 
     threads = [threading.Thread(target=ask, daemon=True) for _ in range(4)]

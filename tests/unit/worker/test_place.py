@@ -13,7 +13,7 @@ import pytest
 from globus_compute_apptainer.errors import HostError
 from globus_compute_apptainer.worker import place
 from globus_compute_apptainer.worker.keeper.owner import start_of
-from globus_compute_apptainer.worker.place import Pool, folder
+from globus_compute_apptainer.worker.place import Pool, folder, sweep
 
 
 @pytest.fixture
@@ -79,10 +79,10 @@ def test_what_dead_pools_left_is_removed(mine, short):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1) as dead:
         left = folder(Pool(dead.pid, start_of(dead.pid)), (str(short),))
         (left / "keeper.log").write_text("")
-        folder.__wrapped__(mine, (str(short),))
+        sweep(folder(mine, (str(short),)))
         assert left.exists()
         dead.kill()
-    folder.__wrapped__(mine, (str(short),))
+    sweep(folder(mine, (str(short),)))
     assert not left.exists()
     assert list(short.iterdir()) == [folder(mine, (str(short),))]
 

@@ -1,11 +1,13 @@
-"""``python -m …keeper FOLDER PID START``, with the listening socket as its input."""
+"""``python -m …keeper FOLDER PID START``, with the listening socket as its input.
+
+A task waits for it, so what it imports is little: no ``pathlib``, no ``dataclasses``.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
 import sys
-from pathlib import Path
 
 from globus_compute_apptainer.worker.keeper.owner import Owner
 from globus_compute_apptainer.worker.keeper.service import Keeper
@@ -17,7 +19,7 @@ def main() -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.close(nothing)
-    Keeper(listener, Path(folder), Owner(int(pid), int(start))).run()
+    Keeper(listener, folder, Owner(int(pid), int(start))).run()
 
 
 if __name__ == "__main__":

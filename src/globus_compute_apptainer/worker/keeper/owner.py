@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
 from typing import Final
 
 LOOK_SECONDS: Final = 1.0
@@ -17,11 +16,12 @@ def start_of(pid: int) -> int:
     """Clock ticks from boot to the start of a process; 0 if there is none, or it has
     ended and only waits to be reaped."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text("latin-1")
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            stat = file.read()
     except OSError:
         return 0
-    fields = stat.rpartition(")")[2].split()
-    return 0 if fields[0] in "ZX" else int(fields[19])
+    fields = stat.rpartition(b")")[2].split()
+    return 0 if fields[0] in b"ZX" else int(fields[19])
 
 
 class Owner:

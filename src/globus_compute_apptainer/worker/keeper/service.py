@@ -13,12 +13,9 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from globus_compute_apptainer.worker.inside import messages, processes
@@ -29,7 +26,6 @@ GRACE_SECONDS: Final = 5.0
 LONGEST_WAIT: Final = 60.0
 
 
-@dataclass
 class Request:
     """A worker that asks for a child.
 
@@ -37,9 +33,10 @@ class Request:
     :param given: connection, leash and error stream for the child
     """
 
-    worker: socket.socket
-    sent: dict[str, Any]
-    given: list[int]
+    def __init__(
+        self, worker: socket.socket, sent: dict[str, Any], given: list[int]
+    ) -> None:
+        self.worker, self.sent, self.given = worker, sent, given
 
     def answer(self, **message: Any) -> None:
         with contextlib.suppress(OSError):  # it is gone
@@ -59,7 +56,7 @@ class Keeper:
     :param folder: the pool's own, removed at the end
     """
 
-    def __init__(self, listener: socket.socket, folder: Path, owner: Owner) -> None:
+    def __init__(self, listener: socket.socket, folder: str, owner: Owner) -> None:
         self._listener, self._folder, self._owner = listener, folder, owner
         self._zygotes: dict[int, Zygote] = {}  # by the program's process id
         self._waiting: dict[int, list[Request]] = {}  # likewise
@@ -116,22 +113,25 @@ class Keeper:
             received = None
         self._poll.unregister(worker)
         del self._asking[worker.fileno()]
-        if received is None or len(received[1]) < 4:  # it is gone; we may open no more
+        if received is None or len(received[1]) < 3:  # it is gone; we may open no more
             messages.close(received[1] if received else ())
             worker.close()
             return
-        sent, (payload, *given) = received
-        request, held = Request(worker, sent, given[:3]), given[3:]
-        self._idle_timeout[sent["key"]] = sent["idle_timeout"]
+        sent, given = received
+        request, payload, held = Request(worker, sent, given[:3]), given[3:4], given[4:]
         zygote = self._current(sent["key"])
+        if zygote is None and not payload:
+            request.answer(kind="unknown")
+            return
+        self._idle_timeout[sent["key"]] = sent["idle_timeout"]
         try:
             if zygote is None:
-                zygote, held = self._start(request, payload, held), []
+                zygote, held = self._start(request, payload[0], held), []
         except OSError as error:
             request.answer(kind="failed", reason="not-started", text=str(error))
             return
         finally:
-            messages.close([payload, *held])
+            messages.close([*payload, *held])
         zygote.used = time.monotonic()
         self._waiting[zygote.pid].append(request)
         if zygote.hello is not None:
@@ -148,7 +148,7 @@ class Keeper:
             launch = json.loads(file.read())
         self._make_room(request.sent["warm_per_node"] - 1)
         self._count += 1
-        log = self._folder / f"{self._count}.log"
+        log = f"{self._folder}/{self._count}.log"
         zygote = Zygote(request.sent["key"], launch, log, held)
         self._zygotes[zygote.pid] = zygote
         self._waiting[zygote.pid] = []
@@ -236,6 +236,8 @@ class Keeper:
 
     def _end(self) -> None:
         """End all containers, and remove the folder."""
+        import shutil  # noqa: PLC0415 - not while a worker waits for us
+
         self._listener.close()
         for zygote in self._zygotes.values():
             zygote.tell("end")

@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from globus_compute_apptainer.worker.inside import activity, messages, processes
@@ -33,7 +32,7 @@ class Zygote:
     """
 
     def __init__(
-        self, key: str, launch: Mapping[str, Any], log: Path, held: Sequence[int] = ()
+        self, key: str, launch: Mapping[str, Any], log: str, held: Sequence[int] = ()
     ) -> None:
         self.key, self.log, self._held = key, log, tuple(held)
         self.hello: dict[str, Any] | None = None
@@ -46,7 +45,7 @@ class Zygote:
             os.ftruncate(memory, activity.SIZE)
             self._memory = activity.mapped(memory)
             messages.send(self.control, {"kind": "begin"}, [memory])
-            with log.open("wb") as output:
+            with open(log, "wb") as output:
                 self._process = subprocess.Popen(
                     launch["argv"],
                     env=launch["env"],
@@ -96,7 +95,7 @@ class Zygote:
 
     def tail(self) -> str:
         """The end of what was printed."""
-        with contextlib.suppress(OSError), self.log.open("rb") as log:
+        with contextlib.suppress(OSError), open(self.log, "rb") as log:
             log.seek(max(log.seek(0, os.SEEK_END) - TAIL_BYTES, 0))
             return log.read().decode("utf-8", "replace")
         return ""
@@ -108,5 +107,5 @@ class Zygote:
         self._memory.close()
         messages.close(self._held)
         with contextlib.suppress(OSError):
-            self.log.unlink()
+            os.unlink(self.log)
         return self._process.returncode
