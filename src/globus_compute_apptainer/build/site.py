@@ -176,6 +176,8 @@ class SiteAccess:
             'APT::Update::Error-Mode "any";',
             'Acquire::Retries "2";',
             'Acquire::Languages "none";',
+            # Unpacked in a third of the time that xz takes, and a third larger.
+            'Acquire::CompressionTypes::Order:: "gz";',
             'Dpkg::Use-Pty "false";',
             'Dpkg::Progress-Fancy "false";',
         ]
