@@ -13,6 +13,7 @@ from globus_compute_apptainer.build.layer import Layer
 from globus_compute_apptainer.build.order import Built, Compile, Order, Place
 from globus_compute_apptainer.build.probe import Probe
 from globus_compute_apptainer.errors import BuildError
+from globus_compute_apptainer.pieces import Known
 from globus_compute_apptainer.store.index import SIF_MAGIC, SIF_MAGIC_AT
 
 SIF = b"\0" * SIF_MAGIC_AT + SIF_MAGIC
@@ -41,7 +42,7 @@ class FakeBuilder:
         *,
         sink: events.Sink,
         cancel: threading.Event,
-        finished: Callable[[], None],
+        finished: Callable[[Known], None],
         layered: Callable[[Compile], None],
     ) -> Built:
         image = order.image
@@ -60,7 +61,7 @@ class FakeBuilder:
         if self.early is not None:
             layered(self.early)
         place.target.write_bytes(text)
-        finished()
+        finished(())
         probe = Probe("/usr/bin/python3", "3.11.2", "Fake Linux", "glibc", (), True)
         return Built(
             base=image.base_image,

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from globus_compute_apptainer.build import inventory
 from globus_compute_apptainer.build.conda.conda import conda_layer
 from globus_compute_apptainer.build.layer import Layer, layer_key
-from globus_compute_apptainer.build.layers import Below, sif_with
+from globus_compute_apptainer.build.layers import Below, known_pieces, sif_with
 from globus_compute_apptainer.build.payload.payload import payload_layer
 from globus_compute_apptainer.build.python.environment import python_layer
+from globus_compute_apptainer.build.sif import SifError
 from globus_compute_apptainer.build.system.flat import build_flat
 from globus_compute_apptainer.build.system.overlay import (
     OverlayUnsuitableError,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from globus_compute_apptainer.build.payload.payload import Fetched
     from globus_compute_apptainer.build.record.lock import Lock
     from globus_compute_apptainer.build.wanted import Wanted
+    from globus_compute_apptainer.pieces import Known
 
 
 class Assembly:
@@ -52,7 +54,7 @@ class Assembly:
     ) -> None:
         self.job = job
         self._shelves, self._locked = shelves, locked
-        self._below = Below(base.digest, base.sif, base.inventory)
+        self._below = Below(base.digest, base.sif, base.inventory, known=base.known)
         self._wanted: Wanted | None = None
         self._payload: Fetched | None = None
         self._made: list[Layer] = []
@@ -142,6 +144,12 @@ class Assembly:
             return
         self.job.enter("pack", "put base and layers together")
         sif_with(self.job, self._below.sif, self._below.layers, target)
+
+    def known(self, target: Path) -> Known:
+        """What of a written image file was hashed before it was put there."""
+        with contextlib.suppress(SifError):
+            return () if self.flat else known_pieces(self._below, target)
+        return ()
 
     def _check_python(self, *, last: bool) -> None:
         """Say early what cannot become right any more.

@@ -29,6 +29,7 @@ from globus_compute_apptainer.build.order import (
     Place,
     Shelves,
     ignore,
+    unheeded,
 )
 from globus_compute_apptainer.build.payload.payload import fetch
 from globus_compute_apptainer.build.python import bytecode
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from globus_compute_apptainer.build.probe import Probe
     from globus_compute_apptainer.build.site import SiteAccess
     from globus_compute_apptainer.config import BuildConfig
+    from globus_compute_apptainer.pieces import Known
 
 
 class Builder:
@@ -67,7 +69,7 @@ class Builder:
         *,
         sink: events.Sink,
         cancel: threading.Event,
-        finished: Callable[[], None] = lambda: None,
+        finished: Callable[[Known], None] = unheeded,
         layered: Callable[[Compile], None] = ignore,
     ) -> Built:
         """Build an image into ``place.target``.
@@ -77,7 +79,8 @@ class Builder:
         :param sink: gets the events, in this thread
         :param cancel: ends the build once set
         :param finished: called in a thread of its own as soon as the file is whole,
-            while it is still looked into; this waits for it
+            while it is still looked into, with what was copied into it; this waits
+            for it
         :param layered: called as soon as the layers of an image with Python packages
             are whole, with what compiles them; that needs nothing of ``place``
         :raises BuildError: with stage, command, the last lines, and a hint for
@@ -185,7 +188,7 @@ class Builder:
         job: Job,
         order: Order,
         target: Path,
-        finished: Callable[[], None],
+        finished: Callable[[Known], None],
         layered: Callable[[Compile], None],
     ) -> Built:
         payload = fetch(job)
@@ -200,7 +203,7 @@ class Builder:
         return self._built(job, order, base, assembly, found)
 
     def _complete(
-        self, assembly: Assembly, target: Path, finished: Callable[[], None]
+        self, assembly: Assembly, target: Path, finished: Callable[[Known], None]
     ) -> Probe:
         """Write the image and look into it; once more, flat, if layers do not show."""
         found = self._written(assembly, target, finished)
@@ -215,13 +218,14 @@ class Builder:
         return found
 
     def _written(
-        self, assembly: Assembly, target: Path, finished: Callable[[], None]
+        self, assembly: Assembly, target: Path, finished: Callable[[Known], None]
     ) -> Probe:
         job = assembly.job
         assembly.write(target)
         self._check_size(job, target)
         job.enter("probe", "look into the image")
-        beside = threading.Thread(target=finished, name="image-finished")
+        known = assembly.known(target)
+        beside = threading.Thread(target=finished, args=(known,), name="image-finished")
         beside.start()
         try:
             return self._probe(job, target, assembly)

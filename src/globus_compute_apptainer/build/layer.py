@@ -40,6 +40,7 @@ class Layer:
         made anew; empty for the first
     :param file: the squashfs file, with :func:`marker` inside
     :param lock: what is in it, for the image's lock: plain JSON
+    :param sha256: of the file, hex; empty if that is not known
     """
 
     kind: str
@@ -47,6 +48,7 @@ class Layer:
     file: Path
     lock: Mapping[str, Any] = field(default_factory=dict)
     making: str = ""
+    sha256: str = ""
 
     @property
     def identity(self) -> str:

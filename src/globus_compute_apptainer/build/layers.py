@@ -15,17 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from globus_compute_apptainer.build import squashfs
+from globus_compute_apptainer.build import sif, squashfs
 from globus_compute_apptainer.build.layer import Layer, layer_key
+from globus_compute_apptainer.pieces import Hasher, Piece
 
 if TYPE_CHECKING:
     from globus_compute_apptainer.build.inventory import Inventory
     from globus_compute_apptainer.build.job import Job
     from globus_compute_apptainer.build.keeper import Keeper
+    from globus_compute_apptainer.pieces import Known
 
 LAYER_FILE: Final = "layer.sqfs"
 LOCK_FILE: Final = "layer.json"
 MAKING_FILE: Final = "making"
+DIGEST_FILE: Final = "layer.sha256"
 
 COPY_BYTES: Final = 64 * 1024**2
 
@@ -42,12 +45,14 @@ class Below:
     :param sif: the base
     :param layers: over the base, lowest first
     :param inventory: of all that together
+    :param known: pieces of ``sif`` that were hashed before
     """
 
     base_digest: str
     sif: Path
     inventory: Inventory
     layers: tuple[Layer, ...] = ()
+    known: Known = ()
 
     @property
     def keys(self) -> list[str]:
@@ -89,7 +94,10 @@ def kept_layer(
                 found = _made(shelf, key, make)
     place, making = found
     lock = json.loads((place / LOCK_FILE).read_text(encoding="utf-8"))
-    return Layer(kind, key, place / LAYER_FILE, lock, making)
+    digest = ""
+    with contextlib.suppress(OSError, UnicodeError):  # made by an older version
+        digest = (place / DIGEST_FILE).read_text(encoding="ascii")
+    return Layer(kind, key, place / LAYER_FILE, lock, making, digest)
 
 
 def _newest(shelf: Keeper, key: str) -> tuple[Path, str] | None:
@@ -113,6 +121,8 @@ def _made(
         lock = make(workspace)
         text = json.dumps(lock, indent=1, sort_keys=True) + "\n"
         (workspace / LOCK_FILE).write_text(text, encoding="utf-8")
+        digest = piece_at(workspace / LAYER_FILE).sha256
+        (workspace / DIGEST_FILE).write_text(digest, encoding="ascii")
         place = shelf.keep(_made_key(key, making), workspace)
     if making:
         with shelf.workspace() as workspace:
@@ -152,6 +162,36 @@ def sif_with(job: Job, base: Path, layers: Sequence[Layer], target: Path) -> Non
     for layer in layers:
         argv = job.apptainer.add_overlay_argv(target, layer.file, job.machine)
         job.run(argv, env=job.apptainer.environment(), shown="apptainer sif add")
+
+
+def known_pieces(below: Below, target: Path) -> Known:
+    """Where in a SIF that :func:`sif_with` wrote lies what was hashed before.
+
+    :raises SifError: it is none
+    """
+    found = sif.parts(target)
+    there = {(part.offset, part.size) for part in found}
+    known = [one for one in below.known if (one[0], one[1].size) in there]
+    laid = sif.overlays(found)[-len(below.layers) :] if below.layers else []
+    for part, layer in zip(laid, below.layers, strict=False):
+        if layer.sha256 and part.size == layer.size:
+            known.append((part.offset, Piece(part.size, layer.sha256)))
+    return tuple(known)
+
+
+def piece_at(path: Path, start: int = 0, size: int | None = None) -> Piece:
+    """A piece of a file, read for its digest.
+
+    :param size: bytes; None: all that follow
+    """
+    hasher = Hasher()
+    with path.open("rb") as file:
+        file.seek(start)
+        left = os.fstat(file.fileno()).st_size - start if size is None else size
+        while left and (chunk := file.read(min(left, COPY_BYTES // 16))):
+            hasher.update(chunk)
+            left -= len(chunk)
+    return hasher.pieces[0]
 
 
 def copy_file(source: Path, target: Path, check: Callable[[], None]) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from globus_compute_apptainer.build.layer import Layer
     from globus_compute_apptainer.build.probe import Probe
     from globus_compute_apptainer.build.record.lock import Lock
+    from globus_compute_apptainer.pieces import Known
     from globus_compute_apptainer.spec.model import ImageSpec
     from globus_compute_apptainer.spec.policy import Policy
 
@@ -58,6 +59,10 @@ whether the file is there then."""
 
 def ignore(_compile: Compile) -> None:
     """For those who do not want bytecode while an image is being made."""
+
+
+def unheeded(_known: Known) -> None:
+    """For those who do not want to know when an image is whole."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ def container_order(
         apptainer_version=manifest.apptainer_version,
         python=manifest.python,
         python_version=manifest.python_version,
+        pieces=manifest.piece_sizes,
         markers=manifest.markers,
         start=manifest.start,
         bytecode=None if bytecode is None else str(bytecode),

@@ -20,6 +20,7 @@ from globus_compute_apptainer.build.order import Built, Compile, Order, Place
 from globus_compute_apptainer.build.scratch import private_scratch
 from globus_compute_apptainer.config import BuildConfig
 from globus_compute_apptainer.errors import ContainerError
+from globus_compute_apptainer.pieces import Known
 from globus_compute_apptainer.store.cache import BYTECODE, Store, StoredImage
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class ImageBuilder(Protocol):
         *,
         sink: events.Sink,
         cancel: threading.Event,
-        finished: Callable[[], None] = ...,
+        finished: Callable[[Known], None] = ...,
         layered: Callable[[Compile], None] = ...,
     ) -> Built: ...
 

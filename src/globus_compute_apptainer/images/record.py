@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from globus_compute_apptainer.build.order import Built
+    from globus_compute_apptainer.pieces import Known
     from globus_compute_apptainer.spec.model import ImageSpec
 
 
 class Seal:
-    """Brings a file to disk and reads it for its digest, when called.
+    """Brings a file to disk and reads it for its digest, when called with what is
+    known of it.
 
     :ivar done: what it found; None where it could not (publishing says why)
     """
@@ -33,10 +35,10 @@ class Seal:
         self._path, self._cancel = path, cancel
         self.done: files.Sealed | None = None
 
-    def __call__(self) -> None:
+    def __call__(self, known: Known) -> None:
         self.done = None
         with contextlib.suppress(OSError, StoreError):
-            self.done = files.seal(self._path, self._cancel)
+            self.done = files.seal(self._path, self._cancel, known)
 
 
 def manifest_of(

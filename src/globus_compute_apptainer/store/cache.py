@@ -52,6 +52,7 @@ from typing import TYPE_CHECKING, Final
 
 from globus_compute_apptainer.errors import StoreError
 from globus_compute_apptainer.owners import Owner, of_the_dead, owned_name
+from globus_compute_apptainer.pieces import Piece
 from globus_compute_apptainer.store import files, integrity, locks, placing
 from globus_compute_apptainer.store.index import (
     BYTECODE,
@@ -230,7 +231,7 @@ class Store:
         """Take a finished image into the cache.
 
         :param sif: in a :meth:`workspace` it is moved, elsewhere it is copied
-        :param manifest: ``image_digest`` and ``size`` are filled in here
+        :param manifest: digest, size and pieces are filled in here
         :param sealed: what :func:`.files.seal` said of the file, if it was asked
         :param cancel: ends copying and reading once set
         :raises StoreError: it cannot be written, or was ended (``build-cancelled``);
@@ -238,7 +239,8 @@ class Store:
         """
         if sif.parent.parent != self._tmp:
             with self.workspace() as work, files.translated(self._root):
-                sealed = files.Sealed(*files.copy_durably(sif, work / IMAGE, cancel))
+                copied = Piece(*files.copy_durably(sif, work / IMAGE, cancel))
+                sealed = files.Sealed((copied,))
                 return self._take(work, manifest, sealed)
         with files.translated(self._root):
             return self._take(sif.parent, manifest, sealed or files.seal(sif, cancel))
@@ -248,7 +250,10 @@ class Store:
         entry.parent.mkdir(parents=True, exist_ok=True)
         previous = self._index.read(entry)
         manifest = dataclasses.replace(
-            manifest, image_digest=f"sha256:{image.sha256}", size=image.size
+            manifest,
+            image_digest=f"sha256:{image.sha256}",
+            size=image.size,
+            pieces=tuple((piece.size, piece.sha256) for piece in image.pieces),
         )
         # Whoever makes room may be quick; when it is let go, a lease stays a while.
         self.leases.hold(lease_name(IMAGES, image.sha256)).let_go()
@@ -259,7 +264,7 @@ class Store:
         try:
             files.write_durably(entering, manifest.to_json())
             place = self._images / image.sha256[:2] / image.sha256
-            placing.put(work, place, image.size, self._tmp)
+            placing.put(work, place, image, self._tmp)
             path = place / IMAGE
             entering.replace(entry)
         except OSError:

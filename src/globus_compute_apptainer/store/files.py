@@ -16,10 +16,11 @@ from typing import IO, TYPE_CHECKING, Final
 
 from globus_compute_apptainer.errors import StoreError
 from globus_compute_apptainer.owners import owned_name
+from globus_compute_apptainer.pieces import Hasher, Known, Piece, name_of
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 CHUNK_BYTES: Final = 4 * 1024**2
@@ -63,22 +64,69 @@ def store_error(error: OSError, path: Path) -> StoreError:
 
 @dataclass(frozen=True)
 class Sealed:
-    """A file that is on disk: its size in bytes and its SHA-256 in hex."""
+    """A file that is on disk, by its pieces."""
 
-    size: int
-    sha256: str
+    pieces: tuple[Piece, ...]
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return sum(piece.size for piece in self.pieces)
+
+    @property
+    def sha256(self) -> str:
+        """What it is named by, hex; see :mod:`..pieces`."""
+        return name_of(self.pieces)
 
 
-def seal(path: Path, cancel: threading.Event | None = None) -> Sealed:
-    """Have a file's content on disk, and read it for its digest.
+def seal(
+    path: Path, cancel: threading.Event | None = None, known: Known = ()
+) -> Sealed:
+    """Have a file's content on disk, and read for its digest what is not ``known``.
 
     :param cancel: ends it once set
     :raises OSError: it cannot be read
     :raises StoreError: it was ended (``build-cancelled``)
     """
     sync_file(path)
-    digest = sha256(path, cancel)
-    return Sealed(path.stat().st_size, digest)
+    pieces: list[Piece] = []
+    at, size = 0, path.stat().st_size
+    with path.open("rb") as file:
+        for place, piece in sorted(known, key=lambda one: one[0]):
+            if not at <= place <= place + piece.size <= size:
+                raise OSError(errno.EIO, "it lacks what was put into it", str(path))
+            pieces += _read_pieces(file, at, place, cancel)
+            pieces.append(piece)
+            at = place + piece.size
+        pieces += _read_pieces(file, at, size, cancel)
+    return Sealed(tuple(pieces) or Hasher().pieces)
+
+
+def _read_pieces(
+    file: IO[bytes], start: int, end: int, cancel: threading.Event | None
+) -> list[Piece]:
+    """What is there as one piece; none if there is nothing."""
+    hasher, left = Hasher(), end - start
+    file.seek(start)
+    while left and (chunk := file.read(min(left, CHUNK_BYTES))):
+        _check(file, cancel)
+        hasher.update(chunk)
+        left -= len(chunk)
+    return list(hasher.pieces) if end > start else []
+
+
+def name(
+    path: Path, sizes: Sequence[int] = (), cancel: threading.Event | None = None
+) -> str:
+    """What a file is named by if it has pieces of these sizes, see :mod:`..pieces`.
+
+    :raises StoreError: ``cancel`` was set meanwhile (``build-cancelled``)
+    """
+    hasher = Hasher(sizes)
+    with path.open("rb") as file:
+        for chunk in _chunks(file, cancel):
+            hasher.update(chunk)
+    return hasher.name
 
 
 def copy_durably(
@@ -111,22 +159,22 @@ def sha256(path: Path, cancel: threading.Event | None = None) -> str:
 
     :raises StoreError: ``cancel`` was set meanwhile (``build-cancelled``)
     """
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for chunk in _chunks(file, cancel):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return name(path, cancel=cancel)
 
 
 def _chunks(file: IO[bytes], cancel: threading.Event | None) -> Iterator[bytes]:
     while chunk := file.read(CHUNK_BYTES):
-        if cancel is not None and cancel.is_set():
-            raise StoreError(
-                "stopped while the image was put into the cache",
-                code="build-cancelled",
-                path=str(file.name),
-            )
+        _check(file, cancel)
         yield chunk
+
+
+def _check(file: IO[bytes], cancel: threading.Event | None) -> None:
+    if cancel is not None and cancel.is_set():
+        raise StoreError(
+            "stopped while the image was put into the cache",
+            code="build-cancelled",
+            path=str(file.name),
+        )
 
 
 def write_durably(path: Path, text: str) -> None:

@@ -98,7 +98,8 @@ def _image(image: StoredImage, cancel: threading.Event | None) -> str:
             return f"it has {size} bytes instead of {image.manifest.size}"
         if not is_sif(image.path):
             return "it does not begin as a SIF does"
-        if f"sha256:{files.sha256(image.path, cancel)}" != image.manifest.image_digest:
+        found = files.name(image.path, image.manifest.piece_sizes, cancel)
+        if f"sha256:{found}" != image.manifest.image_digest:
             return "its content is not what was published"
         told = image.path.with_name(MANIFEST).read_text(encoding="utf-8")
         beside = Manifest.from_json(told)

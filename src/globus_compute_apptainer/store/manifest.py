@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from globus_compute_apptainer.errors import StoreError
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 _ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64", "ppc64le": "ppc64le"}
 
 
@@ -23,8 +23,10 @@ class Manifest:
     """One image: what was asked for, what was made of it, and how.
 
     :param spec_digest: ``sha256:…`` of the spec in canonical form
-    :param image_digest: ``sha256:…`` of the image file; set by the store
+    :param image_digest: ``sha256:…`` that the image file is named by; set by the store
     :param size: bytes of the image file; set by the store
+    :param pieces: of the file, in order: size and SHA-256 (hex) each, see
+        :mod:`..pieces`; set by the store
     :param spec: the canonical spec
     :param base: reference of the base image, ``agent://…``
     :param base_digest: what the reference was resolved to, None if not known
@@ -68,6 +70,7 @@ class Manifest:
     markers: tuple[str, ...] = ()
     start: str | None = None
     lock: Mapping[str, Any] = field(default_factory=dict)
+    pieces: tuple[tuple[int, str], ...] = ()
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -99,7 +102,13 @@ class Manifest:
             if not all(isinstance(item, kind) for item in raw[name]):
                 raise _invalid(name)
             raw[name] = tuple(raw[name])
+        raw["pieces"] = tuple(_piece(item) for item in raw["pieces"])
         return cls(**raw)
+
+    @property
+    def piece_sizes(self) -> tuple[int, ...]:
+        """Of the image file's pieces, bytes."""
+        return tuple(size for size, _ in self.pieces)
 
 
 _TEXT: Final = (str,)
@@ -129,6 +138,7 @@ _KINDS: Final[Mapping[str, tuple[type, ...]]] = {
     "markers": (list,),
     "start": _TEXT_OR_NONE,
     "lock": (dict,),
+    "pieces": (list,),
 }
 _LISTS: Final = {"packages": str, "layers": dict, "markers": str}
 
@@ -138,6 +148,13 @@ def platform_name() -> str:
     architecture = machine.machine()
     name = _ARCHITECTURES.get(architecture, architecture)
     return f"{machine.system().lower()}/{name}"
+
+
+def _piece(item: Any) -> tuple[int, str]:
+    match item:
+        case [int(size), str(sha256)] if size >= 0:
+            return size, sha256
+    raise _invalid(f"pieces has {item!r:.60}")
 
 
 def _invalid(reason: str) -> StoreError:

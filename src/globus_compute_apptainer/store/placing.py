@@ -20,16 +20,15 @@ if TYPE_CHECKING:
 _ATTEMPTS: Final = 5
 
 
-def put(work: Path, place: Path, size: int, tmp: Path) -> None:
+def put(work: Path, place: Path, image: files.Sealed, tmp: Path) -> None:
     """Rename ``work`` to an image's place, unless a whole one is there.
 
-    :param place: is named by the image's SHA-256, hex
-    :param size: of the image, bytes
+    :param place: is named by the image's digest, hex
     :raises OSError: it cannot be done
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     for _ in range(_ATTEMPTS):
-        if _renamed(work, place) or _is_whole(place / IMAGE, size):
+        if _renamed(work, place) or _is_whole(place / IMAGE, image):
             return
         discard(place, tmp)
     raise OSError(errno.EBUSY, "an image's place cannot be taken", str(place))
@@ -56,9 +55,11 @@ def _renamed(work: Path, place: Path) -> bool:
     return True
 
 
-def _is_whole(path: Path, size: int) -> bool:
-    """Size and content match; ``path`` lies in a directory named by its digest."""
+def _is_whole(path: Path, image: files.Sealed) -> bool:
+    """Whether a file has an image's size and content."""
     try:
-        return path.stat().st_size == size and files.sha256(path) == path.parent.name
+        sizes = [piece.size for piece in image.pieces]
+        same_size = path.stat().st_size == image.size
+        return same_size and files.name(path, sizes) == image.sha256
     except OSError:
         return False

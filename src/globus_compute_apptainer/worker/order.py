@@ -16,7 +16,7 @@ from typing import Any, Final
 
 FORMAT: Final = 4
 
-_LISTS: Final = ("binds", "markers", "options", "preload")
+_LISTS: Final = ("binds", "markers", "options", "pieces", "preload")
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class ContainerOrder:
 
     :param image: path of the SIF on the machine that runs the task
     :param size: bytes that the file must have
+    :param pieces: bytes of each piece that its digest is made of, see :mod:`..pieces`
     :param spec_digest: identity of what was asked for
     :param image_digest: identity of what was built
     :param base: reference of the base image, for people
@@ -63,6 +64,7 @@ class ContainerOrder:
     apptainer_version: str
     python: str | None
     python_version: str | None
+    pieces: tuple[int, ...] = ()
     markers: tuple[str, ...] = ()
     start: str | None = None
     bytecode: str | None = None

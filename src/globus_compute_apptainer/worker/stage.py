@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import logging
 import os
 import time
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from globus_compute_apptainer import owners
+from globus_compute_apptainer.pieces import Hasher
 from globus_compute_apptainer.worker import place
 
 if TYPE_CHECKING:
@@ -41,6 +41,20 @@ log = logging.getLogger(__name__)
 PART: Final = "part"
 CHUNK_BYTES: Final = 4 * 1024**2
 LOOK_SECONDS: Final = 0.05
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be copied.
+
+    :param size: bytes that it must have
+    :param digest: ``sha256:…`` that it must have
+    :param pieces: bytes of each piece that the digest is made of, see :mod:`..pieces`
+    """
+
+    size: int
+    digest: str
+    pieces: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +81,8 @@ def staged(order: ContainerOrder) -> tuple[ContainerOrder, tuple[int, ...]]:
     try:
         folder = Folder(Path(os.path.expandvars(order.stage_to)), order.stage_size)
         seconds = order.start_timeout
-        image = folder.copy(Path(order.image), order.size, order.image_digest, seconds)
+        wanted = Wanted(order.size, order.image_digest, order.pieces)
+        image = folder.copy(Path(order.image), wanted, seconds)
     except (OSError, ValueError) as error:
         log.warning("%s is used from where it is: %s", order.image, error)
         return order, ()
@@ -92,16 +107,14 @@ class Folder:
         base.mkdir(parents=True, exist_ok=True)
         place.make(self._path)
 
-    def copy(self, source: Path, size: int, digest: str, seconds: float) -> Copy:
+    def copy(self, source: Path, wanted: Wanted, seconds: float) -> Copy:
         """A copy of ``source``, made if there is none.
 
-        :param size: bytes that it must have
-        :param digest: ``sha256:…`` that it must have
         :param seconds: how long to wait for others that make it
         :raises OSError: no room, no permission, or others took too long
-        :raises ValueError: ``source`` has not that size or digest
+        :raises ValueError: ``source`` is not what is wanted
         """
-        name = digest.removeprefix("sha256:")
+        name, size = wanted.digest.removeprefix("sha256:"), wanted.size
         target = self._path / f"{name}.sif"
         lock = os.open(self._path / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         made = False
@@ -112,7 +125,7 @@ class Folder:
                 if not _acquired(lock, fcntl.LOCK_EX):
                     _wait(deadline)
                 elif not _has_size(target, size):
-                    self._make(source, target, size, digest)
+                    self._make(source, target, wanted)
                     made = True
             os.utime(target)
         except BaseException:
@@ -120,14 +133,14 @@ class Folder:
             raise
         return Copy(target, lock, made)
 
-    def _make(self, source: Path, target: Path, size: int, digest: str) -> None:
+    def _make(self, source: Path, target: Path, wanted: Wanted) -> None:
         part = self._path / owners.owned_name(PART)
         try:
             with part.open("xb") as output:
                 with self._alone():
-                    self._make_room(size)
-                    os.posix_fallocate(output.fileno(), 0, size)
-                _pour(source, output.fileno(), size, digest)
+                    self._make_room(wanted.size)
+                    os.posix_fallocate(output.fileno(), 0, wanted.size)
+                _pour(source, output.fileno(), wanted)
                 os.fsync(output.fileno())
             part.rename(target)
         finally:
@@ -172,8 +185,8 @@ def _acquired(lock: int, kind: int) -> bool:
     return True
 
 
-def _pour(source: Path, output: int, size: int, digest: str) -> None:
-    found, copied = hashlib.sha256(), 0
+def _pour(source: Path, output: int, wanted: Wanted) -> None:
+    found, copied = Hasher(wanted.pieces), 0
     with source.open("rb", buffering=0) as content:
         while chunk := content.read(CHUNK_BYTES):
             found.update(chunk)
@@ -181,7 +194,7 @@ def _pour(source: Path, output: int, size: int, digest: str) -> None:
             while rest:
                 rest = rest[os.write(output, rest) :]
             copied += len(chunk)
-    if copied != size or f"sha256:{found.hexdigest()}" != digest:
+    if copied != wanted.size or f"sha256:{found.name}" != wanted.digest:
         raise ValueError("it is not the image that was published")
 
 

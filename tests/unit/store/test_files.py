@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from globus_compute_apptainer.errors import StoreError
+from globus_compute_apptainer.pieces import Piece
 from globus_compute_apptainer.store import files
 
 
@@ -20,6 +21,37 @@ def test_copy_says_what_is_there(tmp_path: Path):
     size, digest = files.copy_durably(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_bytes() == content
     assert (size, digest) == (len(content), hashlib.sha256(content).hexdigest())
+
+
+def test_what_is_known_is_not_read_to_seal(tmp_path: Path):
+    content = os.urandom(50_000)
+    (tmp_path / "a").write_bytes(content)
+    known = Piece(20_000, "of a base")  # which nobody looks at
+    pieces = files.seal(tmp_path / "a", known=((10_000, known),)).pieces
+    ends = (content[:10_000], content[30_000:])
+    first, last = (Piece(len(e), hashlib.sha256(e).hexdigest()) for e in ends)
+    assert pieces == (first, known, last)
+
+
+@pytest.mark.parametrize("at", [0, 30_000])
+def test_sealed_is_named_as_it_reads(tmp_path: Path, at: int):
+    content = os.urandom(50_000)
+    (tmp_path / "a").write_bytes(content)
+    part = content[at : at + 20_000]
+    known = ((at, Piece(20_000, hashlib.sha256(part).hexdigest())),)
+    sealed = files.seal(tmp_path / "a", known=known)
+    sizes = [piece.size for piece in sealed.pieces]
+    assert (sealed.size, len(sizes)) == (50_000, 2)
+    assert files.name(tmp_path / "a", sizes) == sealed.sha256
+    assert files.name(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("places", [[40_000], [0, 10_000]], ids=["beyond", "over"])
+def test_known_pieces_that_cannot_be_there(tmp_path: Path, places: list[int]):
+    (tmp_path / "a").write_bytes(bytes(50_000))
+    known = tuple((place, Piece(20_000, "x")) for place in places)
+    with pytest.raises(OSError, match="lacks what was put into it"):
+        files.seal(tmp_path / "a", known=known)
 
 
 def test_copy_never_overwrites(tmp_path: Path):

@@ -45,7 +45,7 @@ def test_the_beginning_is_read_again_when_the_file_changes(store, sif, manifest)
         {"spec_digest": B},
         {"image_digest": "sha256:../../x"},
         {"format": 1},
-        {"format": 3},
+        {"format": 4},
     ],
 )
 def test_an_entry_that_does_not_match_counts_as_absent(

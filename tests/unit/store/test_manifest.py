@@ -40,7 +40,8 @@ manifests = st.builds(
     markers=st.lists(texts).map(tuple),
     start=st.none() | texts,
     lock=st.dictionaries(texts, texts),
-    format=st.just(2),
+    pieces=st.lists(st.tuples(st.integers(0, 2**60), texts)).map(tuple),
+    format=st.just(3),
 )
 
 
@@ -62,9 +63,9 @@ def broken(manifest, **changes) -> str:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"format": 1},
-        {"format": 3},
-        {"format": "2"},
+        {"format": 2},
+        {"format": 4},
+        {"format": "3"},
         {"size": "1"},
         {"size": True},
         {"size": None},
@@ -73,6 +74,10 @@ def broken(manifest, **changes) -> str:
         {"layers": ["apt"]},
         {"markers": [1]},
         {"lock": []},
+        {"pieces": [1]},
+        {"pieces": [[1]]},
+        {"pieces": [[-1, "a"]]},
+        {"pieces": [["1", "a"]]},
         {"spec": []},
         {"os": None},
         {"unknown": 1},

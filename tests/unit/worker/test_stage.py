@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from globus_compute_apptainer.pieces import Hasher
 from globus_compute_apptainer.worker import stage
 from globus_compute_apptainer.worker.stage import Folder, staged
 
@@ -55,8 +56,26 @@ def ordered(order, image, base):
     return make
 
 
+def wanted(order) -> stage.Wanted:
+    return stage.Wanted(order.size, order.image_digest, order.pieces)
+
+
 def copies(base: Path) -> list[Path]:
     return sorted(base.glob("*/*.sif"))
+
+
+def test_an_image_of_several_pieces_is_copied_and_checked(ordered, base):
+    order = ordered()
+    content = Path(order.image).read_bytes()
+    hasher = Hasher([1000, MB // 2])
+    hasher.update(content)
+    order = dataclasses.replace(order, pieces=(1000, MB // 2, MB // 2 - 1000))
+    assert staged(order) == (order, ())  # its digest is another one
+    assert copies(base) == []
+    order = dataclasses.replace(order, image_digest=f"sha256:{hasher.name}")
+    here, held = staged(order)
+    assert Path(here.image).read_bytes() == content
+    release(held)
 
 
 def release(descriptors) -> None:
@@ -153,7 +172,7 @@ def test_what_is_in_use_stays(ordered, base, caplog):
 def _stage(order, barrier):
     barrier.wait(60)
     folder = Folder(Path(order.stage_to), order.stage_size)
-    copy = folder.copy(Path(order.image), order.size, order.image_digest, 120.0)
+    copy = folder.copy(Path(order.image), wanted(order), 120.0)
     return copy.made, str(copy.path), os.fstat(copy.lock).st_ino
 
 
@@ -176,7 +195,9 @@ def stuck(*_):
     print("copying", flush=True)
     sys.stdin.read()
 stage._pour = stuck
-stage.Folder(Path({base!r}), {most}).copy(Path({image!r}), {size}, {digest!r}, 60.0)
+stage.Folder(Path({base!r}), {most}).copy(
+    Path({image!r}), stage.Wanted({size}, {digest!r}), 60.0
+)
 """
 
 
@@ -197,7 +218,7 @@ def test_one_that_is_killed_while_it_copies_leaves_the_way_free(ordered, base):
         assert [*base.glob("*/part-*")]
         with pytest.raises(TimeoutError):
             folder = Folder(base, order.stage_size)
-            folder.copy(Path(order.image), order.size, order.image_digest, 0.1)
+            folder.copy(Path(order.image), wanted(order), 0.1)
         copying.send_signal(signal.SIGKILL)
     here, held = staged(order)
     assert Path(here.image) in copies(base)

@@ -27,6 +27,8 @@ from globus_compute_apptainer.build.bases import bootstrap, localfiles, remote
 from globus_compute_apptainer.build.bases.sources import Asked, Found
 from globus_compute_apptainer.build.bases.tags import Tags, written_time
 from globus_compute_apptainer.build.inventory import Inventory
+from globus_compute_apptainer.build.layers import piece_at
+from globus_compute_apptainer.pieces import Known, Piece
 from globus_compute_apptainer.spec.base import LOCAL_AGENTS
 
 if TYPE_CHECKING:
@@ -48,6 +50,7 @@ class Base:
     :param reference: ``agent://…``, as asked for
     :param lock: how the reference was resolved, plain JSON: ``reference``,
         ``digest``, ``index_digest``, ``resolved_at``, ``kind``, ``layers``
+    :param known: the file system in ``sif``, which was hashed when it was made
     """
 
     sif: Path
@@ -55,6 +58,7 @@ class Base:
     reference: str
     inventory: Inventory
     lock: Mapping[str, Any]
+    known: Known = ()
 
 
 class Bases:
@@ -98,7 +102,8 @@ class Bases:
             "layers": list(found.layers or told.get("layers", ())),
         }
         seen = self._inventory(job, place)
-        return Base(place / SIF_FILE, found.digest, reference, seen, lock)
+        known = _known(told.get("system"))
+        return Base(place / SIF_FILE, found.digest, reference, seen, lock, known)
 
     def _lock(self, job: Job, key: str) -> AbstractContextManager[object]:
         left = max(1.0, job.left())
@@ -134,10 +139,11 @@ class Bases:
         job.enter("pull", found.what)
         target = workspace / SIF_FILE
         found.make(target)
-        check(job, target)
+        system = check(job, target)
         told: dict[str, Any] = {"digest": found.digest, "kind": found.kind}
         told |= {"made_from": found.what, "layers": list(found.layers)}
         told["size"] = target.stat().st_size
+        told["system"] = _piece(target, system)
         _write(workspace / LOCK_FILE, told)
         seen = inventory.take(job, target)
         _write(workspace / INVENTORY_FILE, inventory.to_json(seen))
@@ -166,8 +172,8 @@ def _found(asked: Asked) -> Iterator[Found]:
         yield found
 
 
-def check(job: Job, path: Path) -> None:
-    """Whether layers can be laid on a SIF.
+def check(job: Job, path: Path) -> sif.Part:
+    """The file system of a SIF that layers can be laid on.
 
     :raises BuildError: it is no SIF, encrypted, or has another file system
         (``base-unsuitable``)
@@ -181,7 +187,7 @@ def check(job: Job, path: Path) -> None:
             hint="check the file: `apptainer sif list` must show it",
         ) from error
     if system.filesystem == sif.SQUASHFS:
-        return
+        return system
     encrypted = system.filesystem == sif.ENCRYPTED
     raise job.error(
         "the base image is encrypted"
@@ -192,6 +198,18 @@ def check(job: Job, path: Path) -> None:
         if encrypted
         else "build the base again with `apptainer build`",
     )
+
+
+def _piece(path: Path, part: sif.Part) -> dict[str, Any]:
+    piece = piece_at(path, part.offset, part.size)
+    return {"offset": part.offset, "size": piece.size, "sha256": piece.sha256}
+
+
+def _known(system: Any) -> Known:
+    match system:
+        case {"offset": int(offset), "size": int(size), "sha256": str(sha256)}:
+            return ((offset, Piece(size, sha256)),)
+    return ()  # an older version made it
 
 
 def _write(path: Path, told: Mapping[str, Any]) -> None:

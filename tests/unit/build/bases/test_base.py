@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from globus_compute_apptainer.build import inventory
+from globus_compute_apptainer.build import inventory, sif
 from globus_compute_apptainer.build.bases import base as basing
 from globus_compute_apptainer.build.bases import remote
 from globus_compute_apptainer.build.bases.base import Bases
@@ -64,7 +64,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> FakeRegistry:
     monkeypatch.setattr(remote, "Registry", fake)
     monkeypatch.setattr(remote.pull, "attempt", fake.attempt)
     monkeypatch.setattr(inventory, "take", lambda *_: EMPTY)
-    monkeypatch.setattr(basing, "check", lambda *_: None)
+    monkeypatch.setattr(basing, "check", lambda *_: sif.Part(1, 0, 0, "", 1, 2))
     return fake
 
 
