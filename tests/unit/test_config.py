@@ -36,6 +36,7 @@ def test_units_paths_and_nested_blocks_are_read() -> None:
             "run": {
                 "warm_per_worker": 1,
                 "warm_per_node": 3,
+                "warm_memory": "8GB",
                 "idle_timeout": "10m",
                 "isolation": "task",
                 "preload": ["numpy", "scipy.linalg"],
@@ -55,6 +56,7 @@ def test_units_paths_and_nested_blocks_are_read() -> None:
     assert config.run == RunConfig(
         warm_per_worker=1,
         warm_per_node=3,
+        warm_memory=8 * 1000**3,
         idle_timeout=600.0,
         isolation="task",
         preload=("numpy", "scipy.linalg"),
@@ -131,6 +133,7 @@ def test_keys_of_later_versions_are_refused_not_ignored(raw: object) -> None:
         ({"run": {"stage_to": "relative"}}, "run.stage_to"),
         ({"run": {"stage_size": "0GB"}}, "run.stage_size"),
         ({"run": {"warm_per_node": 0}}, "run.warm_per_node"),
+        ({"run": {"warm_memory": "much"}}, "run.warm_memory"),
         ({"policy": {"binds": ["scratch"]}}, "policy.binds"),
         ({"policy": {"local_images": ["$NOWHERE"]}}, "policy.local_images"),
         ({"apptainer": "bin/apptainer"}, "apptainer"),

@@ -91,6 +91,8 @@ class RunConfig:
 
     :param warm_per_worker: images for which one worker keeps a process
     :param warm_per_node: containers that one node keeps for its workers
+    :param warm_memory: bytes that the containers of one node may take together; None:
+        half of its memory
     :param idle_timeout: seconds without a task after which a container ends
     :param isolation: ``worker``: one process runs many tasks of one worker; ``task``:
         every task has its own
@@ -104,6 +106,7 @@ class RunConfig:
 
     warm_per_worker: int = 4
     warm_per_node: int = 16
+    warm_memory: int | None = None
     idle_timeout: float = 300.0
     isolation: str = "worker"
     preload: tuple[str, ...] = ()
@@ -203,6 +206,7 @@ def _run(block: Block) -> RunConfig:
     return RunConfig(
         warm_per_worker=block.take("warm_per_worker", count) or default.warm_per_worker,
         warm_per_node=block.take("warm_per_node", count) or default.warm_per_node,
+        warm_memory=block.take("warm_memory", size),
         idle_timeout=block.take("idle_timeout", seconds) or default.idle_timeout,
         isolation=block.take("isolation", isolation) or default.isolation,
         preload=block.take("preload", modules) or (),

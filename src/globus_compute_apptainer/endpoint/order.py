@@ -44,6 +44,7 @@ def container_order(
         isolation=run.isolation,
         warm_per_worker=run.warm_per_worker,
         warm_per_node=run.warm_per_node,
+        warm_memory=run.warm_memory,
         idle_timeout=run.idle_timeout,
         stage_to=run.stage_to,
         stage_size=run.stage_size,

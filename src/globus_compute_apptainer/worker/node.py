@@ -50,15 +50,22 @@ class Bounds:
     :param start_timeout: seconds that it may take to start
     :param idle_timeout: seconds without a task after which it ends
     :param warm_per_node: how many the node keeps, this one included
+    :param warm_memory: bytes that they may take together; None: half of its memory
     """
 
     start_timeout: float = 120.0
     idle_timeout: float = 300.0
     warm_per_node: int = 16
+    warm_memory: int | None = None
 
     @classmethod
     def of(cls, order: ContainerOrder) -> Bounds:
-        return cls(order.start_timeout, order.idle_timeout, order.warm_per_node)
+        return cls(
+            order.start_timeout,
+            order.idle_timeout,
+            order.warm_per_node,
+            order.warm_memory,
+        )
 
 
 Prepare = Callable[[], AbstractContextManager[tuple["Launch", Sequence[int]]]]
@@ -108,6 +115,7 @@ class Node:
             "start_timeout": bounds.start_timeout,
             "idle_timeout": bounds.idle_timeout,
             "warm_per_node": bounds.warm_per_node,
+            "warm_memory": bounds.warm_memory,
         }
         limit = bounds.start_timeout + MARGIN_SECONDS
 

@@ -49,6 +49,7 @@ class ContainerOrder:
     :param stage_size: bytes that such copies may take on a node
     :param warm_per_worker: how many containers a worker keeps, this one included
     :param warm_per_node: how many a node keeps, this one included
+    :param warm_memory: bytes that they may take together; None: half of its memory
     :param idle_timeout: seconds without a task after which a container ends
     :param start_timeout: seconds that a container may take to start
     :param apptainer: path of the program on the worker's machine; None: search PATH
@@ -78,6 +79,7 @@ class ContainerOrder:
     stage_size: int = 0
     warm_per_worker: int = 4
     warm_per_node: int = 16
+    warm_memory: int | None = None
     idle_timeout: float = 300.0
     start_timeout: float = 120.0
     apptainer: str | None = None

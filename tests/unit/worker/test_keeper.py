@@ -16,6 +16,8 @@ import pytest
 from globus_compute_apptainer.errors import TaskError
 from globus_compute_apptainer.worker import place
 from globus_compute_apptainer.worker.container import Container, NotSentError
+from globus_compute_apptainer.worker.inside.processes import descendants
+from globus_compute_apptainer.worker.keeper import memory
 from globus_compute_apptainer.worker.node import Bounds, Node
 
 
@@ -24,6 +26,12 @@ def zygote():
 
     with open(f"/proc/{os.getppid()}/stat") as stat:
         return int(stat.read().rpartition(")")[2].split()[1])
+
+
+def hold(size):
+    import builtins
+
+    builtins.held = b"x" * size
 
 
 def pids():
@@ -165,6 +173,35 @@ def test_the_least_recently_used_container_makes_room(agent_launch, start, asker
     until(lambda: not alive(second))
     assert asker.ask(a, zygote) == first and asker.ask(c, zygote)
     assert not b.alive
+
+
+def test_containers_that_take_too_much_memory_make_room(agent_launch, start, asker):
+    a, b = (start(agent_launch(), key) for key in "ab")
+    first, second = asker.ask(a, zygote), asker.ask(b, zygote)
+    start(agent_launch(), "c", warm_memory=10**12)
+    assert alive(first) and alive(second)
+    asker.ask(a, hold, 40_000_000)
+    enough = memory.taken({first} | descendants({first})) + 10_000_000
+    start(agent_launch(), "d", warm_memory=enough)
+    until(lambda: not alive(second))
+    assert alive(first)
+    start(agent_launch(), "e", warm_memory=1)
+    until(lambda: not alive(first))
+
+
+def test_memory_that_is_shared_counts_once(agent_launch, start, asker):
+    children = [start(agent_launch(), "same") for _ in range(4)]
+    (ours,) = {asker.ask(child, zygote) for child in children}
+    family = descendants({ours})
+    assert len(family) >= 8  # guards and children
+    shared, all_resident = memory.taken(family), memory.taken(family, enough=2**50)
+    assert 0 < shared < all_resident
+    assert memory.taken({2**22 + 1}) == 0  # no such process
+
+
+def test_what_is_allowed_is_a_part_of_what_is_there():
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < memory.allowed() <= machine // 2
 
 
 def test_a_container_in_which_a_task_runs_is_not_ended(

@@ -19,6 +19,7 @@ import time
 from typing import Any, Final
 
 from globus_compute_apptainer.worker.inside import messages, processes
+from globus_compute_apptainer.worker.keeper import memory
 from globus_compute_apptainer.worker.keeper.owner import Owner
 from globus_compute_apptainer.worker.keeper.zygote import Zygote
 
@@ -146,7 +147,7 @@ class Keeper:
     def _start(self, request: Request, payload: int, held: list[int]) -> Zygote:
         with open(payload, "rb", closefd=False) as file:
             launch = json.loads(file.read())
-        self._make_room(request.sent["warm_per_node"] - 1)
+        self._make_room(request.sent["warm_per_node"] - 1, request.sent["warm_memory"])
         self._count += 1
         log = f"{self._folder}/{self._count}.log"
         zygote = Zygote(request.sent["key"], launch, log, held)
@@ -156,12 +157,25 @@ class Keeper:
         self._poll.register(zygote.control, select.POLLIN)
         return zygote
 
-    def _make_room(self, keep: int) -> None:
-        """Retire the least recently used of those that nobody uses right now."""
+    def _make_room(self, keep: int, most: int | None) -> None:
+        """Retire the least recently used of those that nobody uses right now.
+
+        :param keep: how many may stay
+        :param most: bytes that those may take; None: see :mod:`.memory`
+        """
         there = [z for z in self._zygotes.values() if not z.retiring]
+        if not there:
+            return
+        most = memory.allowed() if most is None else most
         surplus = len(there) - max(keep, 0)
+        taken = memory.taken(processes.descendants({os.getpid()}), enough=most)
         idle = [(since, z.pid) for z in there if z.hello and (since := z.idle_since())]
-        for _, pid in sorted(idle)[: max(surplus, 0)]:
+        for _, pid in sorted(idle):
+            if surplus <= 0 and taken <= most:
+                return
+            surplus -= 1
+            if taken > most:
+                taken -= memory.taken(self._zygotes[pid].family)
             self._zygotes[pid].tell("retire")
 
     def _hear(self, zygote: Zygote) -> None:

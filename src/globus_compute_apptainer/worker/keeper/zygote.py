@@ -67,6 +67,11 @@ class Zygote:
         """Of the program that was started."""
         return self._process.pid
 
+    @property
+    def family(self) -> set[int]:
+        """That program, and all that is below it."""
+        return {self.pid} | processes.descendants({self.pid})
+
     def serve(self, traits: Mapping[str, Any], descriptors: Sequence[int]) -> None:
         """Give it a worker's connection; if it is gone, the worker will see."""
         self.used = time.monotonic()
@@ -88,8 +93,7 @@ class Zygote:
 
     def kill(self) -> None:
         """End everything of it by force; it has yet to be reaped."""
-        family = {self.pid}
-        processes.kill_all(lambda: processes.descendants(family))
+        processes.kill_all(lambda: self.family - {self.pid})
         with contextlib.suppress(OSError):
             os.kill(self.pid, signal.SIGKILL)
 
