@@ -5,6 +5,7 @@ by all worker pools of the node::
 
     gc-images-1000/
         <sha256>.sif     a copy, whole and verified; its time is that of its last use
+        <sha256>.sqfs    the same, of an image's layer of compiled Python
         <sha256>.lock    locked by those who use the copy, and by one who changes it
         part-<owner>     a copy that is being made
         lock             held while room is made
@@ -32,13 +33,15 @@ from globus_compute_apptainer.pieces import Hasher
 from globus_compute_apptainer.worker import place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from globus_compute_apptainer.worker.order import ContainerOrder
 
 log = logging.getLogger(__name__)
 
 PART: Final = "part"
+IMAGE: Final = ".sif"
+LAYER: Final = ".sqfs"
 CHUNK_BYTES: Final = 4 * 1024**2
 LOOK_SECONDS: Final = 0.05
 
@@ -78,17 +81,38 @@ def staged(order: ContainerOrder) -> tuple[ContainerOrder, tuple[int, ...]]:
     """
     if order.stage_to is None:
         return order, ()
+    here, held = order, []
+    wanted = Wanted(order.size, order.image_digest, order.pieces)
+    if image := _copied(order, order.image, lambda _: wanted):
+        here = dataclasses.replace(here, image=str(image.path))
+        held.append(image.lock)
+    if order.bytecode and (layer := _copied(order, order.bytecode, _of_layer)):
+        here = dataclasses.replace(here, bytecode=str(layer.path))
+        held.append(layer.lock)
+    return here, tuple(held)
+
+
+def _copied(
+    order: ContainerOrder, file: str, wanted: Callable[[Path], Wanted]
+) -> Copy | None:
+    """A copy of one of an order's files; None if there can be none."""
+    source = Path(file)
     try:
-        folder = Folder(Path(os.path.expandvars(order.stage_to)), order.stage_size)
-        seconds = order.start_timeout
-        wanted = Wanted(order.size, order.image_digest, order.pieces)
-        image = folder.copy(Path(order.image), wanted, seconds)
+        base = Path(os.path.expandvars(order.stage_to or ""))
+        folder = Folder(base, order.stage_size)
+        copy = folder.copy(source, wanted(source), order.start_timeout)
     except (OSError, ValueError) as error:
-        log.warning("%s is used from where it is: %s", order.image, error)
-        return order, ()
-    if image.made:
-        log.info("%s was copied to %s", order.image, image.path)
-    return dataclasses.replace(order, image=str(image.path)), (image.lock,)
+        log.warning("%s is used from where it is: %s", source, error)
+        return None
+    if copy.made:
+        log.info("%s was copied to %s", source, copy.path)
+    return copy
+
+
+def _of_layer(path: Path) -> Wanted:
+    """As the store wrote it down beside the layer of an image's bytecode."""
+    digest = path.with_suffix(".sha256").read_text(encoding="ascii")
+    return Wanted(path.stat().st_size, f"sha256:{digest}")
 
 
 class Folder:
@@ -115,7 +139,8 @@ class Folder:
         :raises ValueError: ``source`` is not what is wanted
         """
         name, size = wanted.digest.removeprefix("sha256:"), wanted.size
-        target = self._path / f"{name}.sif"
+        kind = LAYER if source.suffix == LAYER else IMAGE
+        target = self._path / f"{name}{kind}"
         lock = os.open(self._path / f"{name}.lock", os.O_RDWR | os.O_CREAT, 0o600)
         made = False
         try:
@@ -150,11 +175,12 @@ class Folder:
         """Remove the least recently used of those that are not in use."""
         for left in owners.of_the_dead(self._path, PART):
             left.unlink(missing_ok=True)
-        files = [*self._path.glob("*.sif"), *self._path.glob(f"{PART}-*")]
+        copies = [path for kind in (IMAGE, LAYER) for path in self._path.glob(f"*{kind}")]
+        files = [*copies, *self._path.glob(f"{PART}-*")]
         taken = sum(_size(file) for file in files)
         if size > self._most:
             raise OSError(f"it is larger than `stage_size` ({self._most} bytes)")
-        for copy in sorted(self._path.glob("*.sif"), key=_used):
+        for copy in sorted(copies, key=_used):
             if taken + size <= self._most:
                 return
             freed = _size(copy)

@@ -94,6 +94,53 @@ def test_the_copy_is_used_and_made_once(ordered, base):
     release(held + more)
 
 
+@pytest.fixture
+def with_bytecode(ordered, tmp_path):
+    """``with_bytecode(**changes)``: an order with a layer of compiled Python."""
+
+    def make(**changes):
+        layer = tmp_path / "bytecode.sqfs"
+        layer.write_bytes(os.urandom(1000))
+        digest = hashlib.sha256(layer.read_bytes()).hexdigest()
+        layer.with_suffix(".sha256").write_text(digest)
+        return ordered(bytecode=str(layer), **changes)
+
+    return make
+
+
+def test_the_layer_of_bytecode_is_copied_too(with_bytecode, base):
+    order = with_bytecode()
+    here, held = staged(order)
+    assert Path(here.bytecode).parent == Path(here.image).parent
+    assert Path(here.bytecode).read_bytes() == Path(order.bytecode).read_bytes()
+    again, more = staged(order)
+    assert again == here and len(held) == len(more) == 2
+    release(held + more)
+
+
+@pytest.mark.parametrize("trouble", ["damaged", "no digest"])
+def test_a_layer_that_cannot_be_copied_is_used_where_it_is(
+    with_bytecode, base, trouble
+):
+    order = with_bytecode()
+    layer = Path(order.bytecode)
+    if trouble == "damaged":
+        layer.write_bytes(bytes(1000))
+    else:
+        layer.with_suffix(".sha256").unlink()
+    here, held = staged(order)
+    assert (here.bytecode, [Path(here.image)]) == (order.bytecode, copies(base))
+    release(held)
+
+
+def test_layers_count_and_go_as_images_do(with_bytecode, ordered, base):
+    here, held = staged(with_bytecode(stage_size=MB + 1000))
+    release(held)
+    _, more = staged(ordered("other", MB + 1, stage_size=MB + 1000))
+    assert not Path(here.bytecode).exists() and not Path(here.image).exists()
+    release(more)
+
+
 def test_nothing_is_copied_unless_asked(order):
     assert staged(order) == (order, ())
 
