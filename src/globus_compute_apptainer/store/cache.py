@@ -12,7 +12,8 @@ only. Content addressed, in a versioned directory::
         bases/, layers/           what images are made of, see :mod:`.shelf`
         tags/                     what names were last resolved to
         packages/                 caches of uv and rattler
-        locks/cd34…/              who makes that spec's image, see :mod:`.locks`
+        locks/cd34…/              who makes that spec's image, see :mod:`.locks`;
+                                  and .upkeep, see :mod:`.upkeep`
         leases/                   who uses what, see :mod:`.leases`
         failures/                 builds that failed lately, see :mod:`.failures`
         quarantine/               damaged images
@@ -43,7 +44,6 @@ import dataclasses
 import math
 import os
 import secrets
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -64,7 +64,13 @@ from globus_compute_apptainer.store.index import (
     state_of,
 )
 from globus_compute_apptainer.store.leases import Lease, Leases
-from globus_compute_apptainer.store.litter import delete, leavings_of, old_litter
+from globus_compute_apptainer.store.litter import (
+    delete,
+    delete_at_last,
+    delete_left,
+    leavings_of,
+    old_litter,
+)
 from globus_compute_apptainer.store.manifest import Manifest, platform_name
 from globus_compute_apptainer.store.presence import HERE, Presence
 from globus_compute_apptainer.store.room import (
@@ -75,6 +81,7 @@ from globus_compute_apptainer.store.room import (
     Thing,
     lease_name,
 )
+from globus_compute_apptainer.store.upkeep import Swept, Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -114,6 +121,7 @@ class Store:
         self._index = Index(top / "index" / self.platform, self._images)
         self.leases = Leases(top, presence)
         self._room = Room(top, self.leases)
+        self._upkeep = Upkeep(top, presence)
         self._touched: dict[Path, float] = {}
 
     @property
@@ -144,7 +152,9 @@ class Store:
             probe.unlink()
             for path in (*of_the_dead(self._tmp), *old_litter(self._tmp)):
                 self._clear(path)
+            delete_left(self._tmp)
             self.leases.in_use()  # removes those of the dead
+            self._upkeep.when_due()
             room = os.statvfs(self._tmp)
         if room.f_bavail * room.f_frsize < MIN_FREE_BYTES:
             raise StoreError(
@@ -193,6 +203,14 @@ class Store:
         with locks.hold(place, cancel=never, timeout=0, presence=self._presence):
             return self._room.make(limit, gone=self._forget)
 
+    def remove_old(self, *, dry: bool = False) -> Swept:
+        """Remove old logs and locks, see :mod:`.upkeep`; :meth:`prepare` does so, too,
+        once a day.
+
+        :param dry: only say what would go
+        """
+        return self._upkeep.sweep(dry=dry)
+
     def _forget(self, thing: Thing, aside: Path) -> None:
         """Remove the entry of the spec that an image was made for; entries of other
         specs lead nowhere from now on, which is the same."""
@@ -217,7 +235,7 @@ class Store:
         try:
             yield work
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            delete_at_last(work)
 
     def publish(
         self,
@@ -353,13 +371,13 @@ class Store:
         return self._index.all()
 
     def log_path(self, spec_digest: str) -> Path:
-        """A fresh file name for the log of one build; its directory is made."""
+        """A fresh empty file for the log of one build."""
         name = hexadecimal(spec_digest)
-        folder = self._logs / name[:2] / name
-        with files.translated(folder):
-            folder.mkdir(parents=True, exist_ok=True)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        return folder / f"{stamp}-{secrets.token_hex(4)}.log"
+        path = self._logs / name[:2] / name / f"{stamp}-{secrets.token_hex(4)}.log"
+        with files.translated(path.parent):
+            files.touch_below(path)
+        return path
 
     def _touch(self, path: Path) -> None:
         """Write down that something is used, every now and then."""

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from globus_compute_apptainer.errors import StoreError
@@ -20,10 +21,10 @@ from globus_compute_apptainer.owners import owned_name
 if TYPE_CHECKING:
     import threading
     from collections.abc import Iterator
-    from pathlib import Path
 
 CHUNK_BYTES: Final = 4 * 1024**2
 
+_ATTEMPTS: Final = 5
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
@@ -42,9 +43,14 @@ def is_full(error: OSError) -> bool:
     return error.errno in _FULL
 
 
+def is_refused(error: OSError) -> bool:
+    """Whether permissions, or a read-only file system, were in the way."""
+    return error.errno in _REFUSED
+
+
 def store_error(error: OSError, path: Path) -> StoreError:
     """What a person is told of a failed file operation in the cache."""
-    where = str(error.filename or path)
+    where = _concerned(error, path)
     reason = error.strerror or str(error)
     if is_full(error):
         return StoreError(
@@ -54,11 +60,18 @@ def store_error(error: OSError, path: Path) -> StoreError:
             path=where,
         )
     hint = ""
-    if error.errno in _REFUSED:
+    if is_refused(error):
         hint = "`cache_dir` must be writable for the user that the endpoint runs as"
     return StoreError(
         f"the image cache cannot be used: {reason}", hint=hint, path=where
     )
+
+
+def _concerned(error: OSError, path: Path) -> str:
+    """Of the two ends of a rename, the one that may not be written to."""
+    names = [str(name) for name in (error.filename, error.filename2) if name]
+    closed = [name for name in names if not os.access(Path(name).parent, os.W_OK)]
+    return next(iter(closed or names), str(path))
 
 
 @dataclass(frozen=True)
@@ -151,6 +164,19 @@ def replace_durably(path: Path, text: str, tmp: Path) -> None:
             new.unlink()
         raise
     sync_folder(path.parent)
+
+
+def touch_below(path: Path) -> None:
+    """Make an empty file, and its directory, which others may remove while it is empty.
+
+    :raises OSError: it cannot be made
+    """
+    for _ in range(_ATTEMPTS):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            path.touch()
+            return
+    path.touch()
 
 
 def sync_file(path: Path) -> None:
