@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 from globus_compute_apptainer.build import probe, squashfs
 from globus_compute_apptainer.build.assembly import Assembly
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from globus_compute_apptainer.build.site import SiteAccess
     from globus_compute_apptainer.config import BuildConfig
     from globus_compute_apptainer.pieces import Known
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 class Builder:
@@ -301,22 +304,20 @@ def _opened(log: Path) -> TextIO:
     except OSError as error:
         raise BuildError(
             f"the build's log cannot be written: {error}",
-            hint="there must be room for it, below `cache_dir`",
-            code="disk-full" if _is_full(error) else "build-failed",
+            hint="there must be room for it below `cache_dir`, which must be writable",
+            code="disk-full" if error.errno in _FULL else "cache-unusable",
             stage="resolve",
         ) from error
 
 
-def _is_full(error: OSError) -> bool:
-    return error.errno in {errno.ENOSPC, errno.EDQUOT}
-
-
 def _failed(job: Job, error: OSError) -> BuildError:
-    full = _is_full(error)
-    return job.error(
-        f"the build failed: {error}",
-        code="disk-full" if full else "build-failed",
-        hint="free some room, or name a larger directory as `build.tmp_dir`"
-        if full
-        else "",
-    )
+    code, hint = "build-failed", ""
+    if error.errno in _FULL:
+        code = "disk-full"
+        hint = "free some room, or name a larger directory as `build.tmp_dir`"
+    elif error.errno in _REFUSED:
+        code = "host-unsuitable"
+        hint = (
+            "`build.tmp_dir` and `cache_dir` must stay writable while images are made"
+        )
+    return job.error(f"the build failed: {error}", code=code, hint=hint)

@@ -1,7 +1,7 @@
 """``gc-apptainer prune``: remove from the cache what is not used.
 
 Runs in a person's shell. Never removes what somebody uses at this moment, nor a base
-that an image in the cache was made of.
+that an image in the cache was made of. Old logs and locks go whatever the limit is.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from globus_compute_apptainer.errors import ConfigError
 from globus_compute_apptainer.store.cache import VERSION, Store
 from globus_compute_apptainer.store.litter import other_versions
 from globus_compute_apptainer.store.room import Freed, Thing
+from globus_compute_apptainer.store.upkeep import Swept
 
 
 def run(options: argparse.Namespace) -> int:
@@ -23,6 +24,7 @@ def run(options: argparse.Namespace) -> int:
     config = inputs.settings(options.config, options.cache_dir).config
     store = Store(config.cache_dir)
     limit = _limit(options.to, config)
+    old = store.remove_old(dry=options.dry_run)
     if not options.dry_run:
         store.prepare()
     freed = store.make_room(limit, dry=options.dry_run)
@@ -35,12 +37,16 @@ def run(options: argparse.Namespace) -> int:
                 "before": freed.before,
                 "freed": freed.size,
                 "left": freed.left,
+                "old_logs": old.logs,
+                "old_logs_size": old.size,
+                "old_locks": old.locks,
                 "removed": [_fields(thing) for thing in freed.things],
                 "other_versions": others,
             }
         )
         return 0
     _show(freed, dry=options.dry_run)
+    _show_old(old, dry=options.dry_run)
     if freed.left > limit:
         print(f"{output.size(freed.left)} are in use: more than was asked for")
     for path in others:
@@ -81,3 +87,13 @@ def _show(freed: Freed, *, dry: bool) -> None:
     would = "would be freed" if dry else "freed"
     size_before, left = output.size(freed.before), output.size(freed.left)
     print(f"{output.size(freed.size)} {would}: {left} left of {size_before}")
+
+
+def _show_old(old: Swept, *, dry: bool) -> None:
+    if old == Swept():
+        return
+    would = "would be removed" if dry else "removed"
+    what = (
+        f"{old.logs} old build logs ({output.size(old.size)}) and {old.locks} old locks"
+    )
+    print(f"{what} {would}; they count for nothing above")

@@ -121,7 +121,7 @@ class Maker:
             self._memory.remember(request.digest, error)
             raise
         except OSError as error:
-            if not files.is_full(error):
+            if not (files.is_full(error) or files.is_refused(error)):
                 raise
             raise files.store_error(error, self._store.root) from error
         self._memory.forget(request.digest)

@@ -12,7 +12,8 @@ only. Content addressed, in a versioned directory::
         bases/, layers/           what images are made of, see :mod:`.shelf`
         tags/                     what names were last resolved to
         packages/                 caches of uv and rattler
-        locks/cd34…/              who makes that spec's image, see :mod:`.locks`
+        locks/cd34…/              who makes that spec's image, see :mod:`.locks`;
+                                  and .upkeep, see :mod:`.upkeep`
         leases/                   who uses what, see :mod:`.leases`
         failures/                 builds that failed lately, see :mod:`.failures`
         quarantine/               damaged images
@@ -43,7 +44,6 @@ import dataclasses
 import math
 import os
 import secrets
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -52,7 +52,6 @@ from typing import TYPE_CHECKING, Final
 
 from globus_compute_apptainer.errors import StoreError
 from globus_compute_apptainer.owners import Owner, of_the_dead, owned_name
-from globus_compute_apptainer.pieces import Piece
 from globus_compute_apptainer.store import files, integrity, locks, placing
 from globus_compute_apptainer.store.index import (
     BYTECODE,
@@ -60,12 +59,19 @@ from globus_compute_apptainer.store.index import (
     MANIFEST,
     Index,
     StoredImage,
+    has_size,
     hexadecimal,
     read_manifest,
     state_of,
 )
 from globus_compute_apptainer.store.leases import Lease, Leases
-from globus_compute_apptainer.store.litter import delete, leavings_of, old_litter
+from globus_compute_apptainer.store.litter import (
+    delete,
+    delete_at_last,
+    delete_left,
+    leavings_of,
+    old_litter,
+)
 from globus_compute_apptainer.store.manifest import Manifest, platform_name
 from globus_compute_apptainer.store.presence import HERE, Presence
 from globus_compute_apptainer.store.room import (
@@ -76,6 +82,7 @@ from globus_compute_apptainer.store.room import (
     Thing,
     lease_name,
 )
+from globus_compute_apptainer.store.upkeep import Swept, Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,6 +122,7 @@ class Store:
         self._index = Index(top / "index" / self.platform, self._images)
         self.leases = Leases(top, presence)
         self._room = Room(top, self.leases)
+        self._upkeep = Upkeep(top, presence)
         self._touched: dict[Path, float] = {}
 
     @property
@@ -145,7 +153,9 @@ class Store:
             probe.unlink()
             for path in (*of_the_dead(self._tmp), *old_litter(self._tmp)):
                 self._clear(path)
+            delete_left(self._tmp)
             self.leases.in_use()  # removes those of the dead
+            self._upkeep.when_due()
             room = os.statvfs(self._tmp)
         if room.f_bavail * room.f_frsize < MIN_FREE_BYTES:
             raise StoreError(
@@ -174,7 +184,7 @@ class Store:
         if not str(image.path).startswith(self._below):
             return Lease.of_nothing()
         lease = self.leases.hold(lease_name(IMAGES, image.path.parent.name))
-        if lease.is_first and not _has_size(image):
+        if lease.is_first and not has_size(image):
             lease.let_go()
             return None
         self._touch(image.path.parent)
@@ -193,6 +203,14 @@ class Store:
         never, place = threading.Event(), self._locks / "room"
         with locks.hold(place, cancel=never, timeout=0, presence=self._presence):
             return self._room.make(limit, gone=self._forget)
+
+    def remove_old(self, *, dry: bool = False) -> Swept:
+        """Remove old logs and locks, see :mod:`.upkeep`; :meth:`prepare` does so, too,
+        once a day.
+
+        :param dry: only say what would go
+        """
+        return self._upkeep.sweep(dry=dry)
 
     def _forget(self, thing: Thing, aside: Path) -> None:
         """Remove the entry of the spec that an image was made for; entries of other
@@ -218,7 +236,7 @@ class Store:
         try:
             yield work
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            delete_at_last(work)
 
     def publish(
         self,
@@ -239,8 +257,7 @@ class Store:
         """
         if sif.parent.parent != self._tmp:
             with self.workspace() as work, files.translated(self._root):
-                copied = Piece(*files.copy_durably(sif, work / IMAGE, cancel))
-                sealed = files.Sealed((copied,))
+                sealed = files.copy_durably(sif, work / IMAGE, cancel)
                 return self._take(work, manifest, sealed)
         with files.translated(self._root):
             return self._take(sif.parent, manifest, sealed or files.seal(sif, cancel))
@@ -253,7 +270,7 @@ class Store:
             manifest,
             image_digest=f"sha256:{image.sha256}",
             size=image.size,
-            pieces=tuple((piece.size, piece.sha256) for piece in image.pieces),
+            pieces=tuple((one.size, one.sha256) for one in image.pieces),
         )
         # Whoever makes room may be quick; when it is let go, a lease stays a while.
         self.leases.hold(lease_name(IMAGES, image.sha256)).let_go()
@@ -271,7 +288,7 @@ class Store:
             entering.unlink(missing_ok=True)
             raise
         files.sync_folder(entry.parent)
-        if previous is not None and previous.path != path and not _has_size(previous):
+        if previous is not None and previous.path != path and not has_size(previous):
             placing.discard(previous.path.parent, self._tmp)
         return StoredImage(path, manifest, state_of(path))
 
@@ -350,7 +367,7 @@ class Store:
             return
         name = hexadecimal(told.image_digest)
         image = StoredImage(self._images / name[:2] / name / IMAGE, told)
-        if _has_size(image):
+        if has_size(image):
             left.replace(self._index.entry(told.spec_digest))
 
     def images(self) -> Iterator[StoredImage]:
@@ -358,13 +375,13 @@ class Store:
         return self._index.all()
 
     def log_path(self, spec_digest: str) -> Path:
-        """A fresh file name for the log of one build; its directory is made."""
+        """A fresh empty file for the log of one build."""
         name = hexadecimal(spec_digest)
-        folder = self._logs / name[:2] / name
-        with files.translated(folder):
-            folder.mkdir(parents=True, exist_ok=True)
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        return folder / f"{stamp}-{secrets.token_hex(4)}.log"
+        path = self._logs / name[:2] / name / f"{stamp}-{secrets.token_hex(4)}.log"
+        with files.translated(path.parent):
+            files.touch_below(path)
+        return path
 
     def _touch(self, path: Path) -> None:
         """Write down that something is used, every now and then."""
@@ -376,10 +393,3 @@ class Store:
         self._touched[path] = now
         with contextlib.suppress(OSError):
             os.utime(path)
-
-
-def _has_size(image: StoredImage) -> bool:
-    try:
-        return image.path.stat().st_size == image.manifest.size
-    except (FileNotFoundError, NotADirectoryError):
-        return False

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from globus_compute_apptainer.errors import StoreError
@@ -21,10 +21,10 @@ from globus_compute_apptainer.pieces import Hasher, Known, Piece, name_of
 if TYPE_CHECKING:
     import threading
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
 CHUNK_BYTES: Final = 4 * 1024**2
 
+_ATTEMPTS: Final = 5
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
@@ -43,9 +43,14 @@ def is_full(error: OSError) -> bool:
     return error.errno in _FULL
 
 
+def is_refused(error: OSError) -> bool:
+    """Whether permissions, or a read-only file system, were in the way."""
+    return error.errno in _REFUSED
+
+
 def store_error(error: OSError, path: Path) -> StoreError:
     """What a person is told of a failed file operation in the cache."""
-    where = str(error.filename or path)
+    where = _concerned(error, path)
     reason = error.strerror or str(error)
     if is_full(error):
         return StoreError(
@@ -55,11 +60,18 @@ def store_error(error: OSError, path: Path) -> StoreError:
             path=where,
         )
     hint = ""
-    if error.errno in _REFUSED:
+    if is_refused(error):
         hint = "`cache_dir` must be writable for the user that the endpoint runs as"
     return StoreError(
         f"the image cache cannot be used: {reason}", hint=hint, path=where
     )
+
+
+def _concerned(error: OSError, path: Path) -> str:
+    """Of the two ends of a rename, the one that may not be written to."""
+    names = [str(name) for name in (error.filename, error.filename2) if name]
+    closed = [name for name in names if not os.access(Path(name).parent, os.W_OK)]
+    return next(iter(closed or names), str(path))
 
 
 @dataclass(frozen=True)
@@ -131,8 +143,8 @@ def name(
 
 def copy_durably(
     source: Path, target: Path, cancel: threading.Event | None = None
-) -> tuple[int, str]:
-    """Copy a file, to disk; returns its size in bytes and its SHA-256 (hex).
+) -> Sealed:
+    """Copy a file, to disk.
 
     The copy is read again and compared, so that what these say is what is there.
 
@@ -140,18 +152,17 @@ def copy_durably(
     :raises OSError: it cannot be read or written, or reads back differently (EIO)
     :raises StoreError: it was ended (``build-cancelled``)
     """
-    digest = hashlib.sha256()
-    size = 0
+    hasher = Hasher()
     with source.open("rb") as reader, target.open("xb") as writer:
         for chunk in _chunks(reader, cancel):
-            digest.update(chunk)
+            hasher.update(chunk)
             writer.write(chunk)
-            size += len(chunk)
         writer.flush()
         os.fsync(writer.fileno())
-    if target.stat().st_size != size or sha256(target, cancel) != digest.hexdigest():
+    sealed = Sealed(hasher.pieces)
+    if target.stat().st_size != sealed.size or sha256(target, cancel) != sealed.sha256:
         raise OSError(errno.EIO, "the copy differs from the original", str(target))
-    return size, digest.hexdigest()
+    return sealed
 
 
 def sha256(path: Path, cancel: threading.Event | None = None) -> str:
@@ -199,6 +210,19 @@ def replace_durably(path: Path, text: str, tmp: Path) -> None:
             new.unlink()
         raise
     sync_folder(path.parent)
+
+
+def touch_below(path: Path) -> None:
+    """Make an empty file, and its directory, which others may remove while it is empty.
+
+    :raises OSError: it cannot be made
+    """
+    for _ in range(_ATTEMPTS):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            path.touch()
+            return
+    path.touch()
 
 
 def sync_file(path: Path) -> None:

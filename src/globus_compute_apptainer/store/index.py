@@ -200,3 +200,11 @@ def _whole(image: StoredImage) -> StoredImage | None:
     except OSError as error:
         raise files.store_error(error, image.path) from error
     return StoredImage(image.path, image.manifest, state)
+
+
+def has_size(image: StoredImage) -> bool:
+    """Whether the image's file is there, with all its bytes."""
+    try:
+        return image.path.stat().st_size == image.manifest.size
+    except (FileNotFoundError, NotADirectoryError):
+        return False

@@ -6,19 +6,23 @@ Runs in the endpoint process and in ``gc-apptainer``.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from globus_compute_apptainer.owners import Owner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 LITTER_SECONDS: Final = 86400.0
 """Of other machines nothing can be known: what they left goes after a day."""
+
+_LEFT: Final[set[Path]] = set()
+"""What this process could not remove."""
 
 _VERSIONS: Final = re.compile(r"v\d+\Z")
 
@@ -48,6 +52,22 @@ def leavings_of(folder: Path, owner: Owner) -> Iterator[Path]:
         for path in folder.iterdir():
             if Owner.of_name(path.name) == owner:
                 yield path
+
+
+def delete_at_last(path: Path) -> None:
+    """Remove a file or a tree of this process; where that cannot be done now, as
+    :func:`delete_left` finds it."""
+    delete(path)
+    if os.path.lexists(path):
+        _LEFT.add(path)
+
+
+def delete_left(folder: Path) -> None:
+    """Remove what this process could not remove from a directory before."""
+    for path in [path for path in _LEFT.copy() if path.parent == folder]:
+        delete(path)
+        if not os.path.lexists(path):
+            _LEFT.discard(path)
 
 
 def delete(path: Path) -> None:

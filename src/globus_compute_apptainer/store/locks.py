@@ -20,10 +20,13 @@ Guarantees:
 - The death of a holder frees the lock: at once on its machine, after
   :attr:`.Timing.expiry` of silence elsewhere.
 - No clock decides alone: a holder whose sign of life is seen to change is alive.
+- Removing a lock that nobody holds disturbs nobody who takes it at that moment.
 
 Non-guarantees: a holder on another machine that is silent for longer (stopped, cut off
 from the file system) and then comes back finds itself replaced; it notices at
 :meth:`Held.check` and not before. Who waits longest is not served first. Not reentrant.
+On a network file system a machine may for some seconds take a directory that was just
+removed for the lock still; it, too, notices at :meth:`Held.check`.
 """
 
 from __future__ import annotations
@@ -33,18 +36,20 @@ import errno
 import json
 import logging
 import os
-import re
 import secrets
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from globus_compute_apptainer.errors import StoreError
-from globus_compute_apptainer.owners import Owner, owned_name
+from globus_compute_apptainer.owners import Owner
 from globus_compute_apptainer.store import files
+from globus_compute_apptainer.store.held import PROGRESS, Held, News
+from globus_compute_apptainer.store.litter import delete
 from globus_compute_apptainer.store.presence import HERE, Presence, file_system_time
+from globus_compute_apptainer.store.records import Records, numbers, read, record
 
 if TYPE_CHECKING:
     import threading
@@ -56,15 +61,10 @@ log = logging.getLogger(__name__)
 POLL_SECONDS: Final = 0.1
 """How long after its release a lock may stay unnoticed by those who wait."""
 
-TELL_SECONDS: Final = 0.5
-PROGRESS: Final = ".progress"
-RECORD: Final = ".record"
-_NO_LINKS: Final = frozenset(
-    {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EINVAL}
-)
+_GONE: Final = frozenset({errno.ENOENT, errno.ESTALE})
+_DELETIONS: Final = 5
 
-News = Mapping[str, Any]
-_RECORD: Final = re.compile(r"(\d{8,})(\.free)?\Z")
+__all__ = ["Held", "News", "hold", "hold_any", "ignore", "is_free", "remove"]
 
 
 def ignore(_: object) -> None:
@@ -94,7 +94,6 @@ def hold(
     lock = _Lock(folder, presence)
     deadline = time.monotonic() + timeout
     with files.translated(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         while (held := lock.attempt(clear)) is None:
             lock.pass_on(watch)
             if time.monotonic() >= deadline:
@@ -116,14 +115,50 @@ def hold_any(
     """
     waiting = [_Lock(folder, presence) for folder in folders]
     with files.translated(folders[0]):
-        for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
         while (held := _first(waiting)) is None:
             _wait(cancel, presence, folders[0])
     try:
         yield held
     finally:
         held.release()
+
+
+def remove(folder: Path, aside: Path, presence: Presence = HERE) -> bool:
+    """Remove a lock that nobody holds, with all its records.
+
+    It leaves its place by one rename, while this process holds it. Who looked into it
+    before can make no record there that counts; who comes later makes it anew.
+
+    :param aside: a new name on the same file system, where it is until it is deleted
+    :returns: False where somebody holds it, or may (a record of another machine's
+        process, however old), or it cannot be moved
+    """
+    try:
+        held = _Lock(folder, presence).attempt(ignore)
+        if held is None:
+            return False
+        try:
+            folder.rename(aside)
+        except OSError:
+            held.release()
+            raise
+    except OSError as error:
+        log.debug("the lock %s stays: %s", folder, error)
+        return False
+    held.forget()
+    for _ in range(_DELETIONS):  # who came too late is about to withdraw its record
+        delete(aside)
+        if not aside.exists():
+            break
+    return True
+
+
+def is_free(folder: Path, presence: Presence = HERE) -> bool:
+    """Whether nobody holds a lock, as far as one look can tell; changes nothing.
+
+    :raises OSError: it cannot be read, or is gone
+    """
+    return _Lock(folder, presence).is_free()
 
 
 def _first(waiting: Sequence[_Lock]) -> Held | None:
@@ -138,68 +173,6 @@ def _wait(cancel: threading.Event, presence: Presence, folder: Path) -> None:
             code="build-cancelled",
             path=str(folder),
         )
-
-
-class Held:
-    """A lock that is held; made by :func:`hold`."""
-
-    def __init__(
-        self, folder: Path, number: int, name: str, presence: Presence
-    ) -> None:
-        self._folder, self._number, self._name = folder, number, name
-        self._presence, self._told, self._pid = presence, 0.0, os.getpid()
-        self._path = folder / _record(number)
-        presence.begin(name, lambda: os.utime(self._path))
-
-    def check(self) -> None:
-        """For what must not be done by two.
-
-        :raises StoreError: another process has taken the lock over (``lock-lost``)
-        """
-        with files.translated(self._folder):
-            records = _records(self._folder)
-        if max(records, default=0) != self._number or records[self._number]:
-            raise StoreError(
-                "another process took this image's lock over: this one was silent"
-                " for too long",
-                hint="is the machine, or the file system of `cache_dir`, overloaded?",
-                code="lock-lost",
-                path=str(self._folder),
-            )
-
-    def tell(self, news: News, *, at_once: bool = False) -> None:
-        """Let those who wait know; most of what is told in quick succession is
-        dropped. Never raises for a file system that is full or gone.
-
-        :param news: plain JSON
-        :param at_once: this one is not dropped
-        """
-        now = time.monotonic()
-        if not at_once and now - self._told < TELL_SECONDS:
-            return
-        self._told = now
-        text = json.dumps({"number": self._number, "news": dict(news)})
-        new = self._folder / owned_name(PROGRESS)
-        with contextlib.suppress(OSError):
-            try:
-                new.write_text(text, encoding="utf-8")
-                new.replace(self._folder / PROGRESS)
-            finally:
-                new.unlink(missing_ok=True)
-
-    def release(self) -> None:
-        """Free it; a forked child frees nothing of its parent's."""
-        if os.getpid() != self._pid:
-            return
-        try:
-            with contextlib.suppress(OSError):
-                (self._folder / PROGRESS).unlink()
-            self._path.rename(self._path.with_suffix(".free"))
-        except OSError as error:
-            # This process, asked again, knows that it does not hold it.
-            log.warning("the lock %s cannot be released: %s", self._path, error)
-        finally:
-            self._presence.end(self._name)
 
 
 @dataclass
@@ -220,37 +193,47 @@ class _Lock:
         self._passed_on = ""
 
     def attempt(self, clear: Callable[[Owner], None]) -> Held | None:
-        """Hold it, if nobody does."""
-        before = _records(self._folder)
+        """Hold it, if nobody does; its directory is made where it is missing."""
+        try:
+            with Records.opened(self._folder) as records:
+                held, before, dead = self._attempt(records)
+        except OSError as error:
+            if error.errno in _GONE:  # it was removed this moment: made anew next time
+                return None
+            raise OSError(error.errno, error.strerror, str(self._folder)) from error
+        if held is not None:
+            self._tidy(before, dead, clear)
+        return held
+
+    def is_free(self) -> bool:
+        before = numbers(self._folder)
+        top = max(before, default=0)
+        return not before or before[top] or self._is_over(top)[0]
+
+    def _attempt(
+        self, records: Records
+    ) -> tuple[Held | None, Mapping[int, bool], Owner | None]:
+        """What is held, the records before it, and the holder that died."""
+        before = records.numbers()
         top = max(before, default=0)
         dead: Owner | None = None
         if before and not before[top]:
             over, dead = self._is_over(top)
             if not over:
-                return None
+                return None, before, None
         name = secrets.token_hex(8)
         # Other threads of this process tell by it that somebody holds the record.
         self._presence.begin(name, lambda: None)
         try:
-            made = self._make(top + 1, name) and self._is_next(before, top + 1)
+            made = records.make(top + 1, self._told(name))
+            made = made and _is_next(records, before, top + 1)
         except BaseException:
             self._presence.end(name)
             raise
         if not made:
             self._presence.end(name)
-            return None
-        held = Held(self._folder, top + 1, name, self._presence)
-        self._tidy(before, dead, clear)
-        return held
-
-    def _is_next(self, before: Mapping[int, bool], number: int) -> bool:
-        """Whether nobody came and went between the look and the making; if somebody
-        did, the record is withdrawn."""
-        after = _records(self._folder)
-        if after.get(number) is False and after.keys() <= before.keys() | {number}:
-            return True
-        (self._folder / _record(number)).unlink(missing_ok=True)
-        return False
+            return None, before, None
+        return Held(self._folder, top + 1, name, self._presence), before, dead
 
     def pass_on(self, watch: Callable[[News], None]) -> None:
         """Tell what the holder told, if that is new."""
@@ -266,7 +249,7 @@ class _Lock:
             return
 
     def timed_out(self, seconds: float) -> StoreError:
-        holder = _read(self._folder / _record(self._seen.number if self._seen else 0))
+        holder = read(self._folder / record(self._seen.number if self._seen else 0))
         who = f"process {holder['pid']} on {holder['host']}" if holder else "another"
         return StoreError(
             f"another process has held this image's lock for {seconds:g} s ({who})",
@@ -275,25 +258,20 @@ class _Lock:
             path=str(self._folder),
         )
 
-    def _make(self, number: int, name: str) -> bool:
-        """Make the next record, unless another process is quicker."""
+    def _told(self, name: str) -> str:
+        """What a record says: who made it."""
         told = {
             "owner": str(self._presence.owner()),
             "name": name,
             "host": socket.gethostname(),
             "pid": os.getpid(),
         }
-        whole, path = self._folder / owned_name(RECORD), self._folder / _record(number)
-        try:
-            whole.write_text(json.dumps(told), encoding="utf-8")
-            return _linked(whole, path)
-        finally:
-            whole.unlink(missing_ok=True)
+        return json.dumps(told)
 
     def _is_over(self, number: int) -> tuple[bool, Owner | None]:
         """Whether a record's process does not hold the lock any more; and which one
         it was, if it is dead."""
-        path = self._folder / _record(number)
+        path = self._folder / record(number)
         try:
             status = path.stat()
         except FileNotFoundError:  # released, or taken over, this moment
@@ -304,7 +282,7 @@ class _Lock:
             state,
         ):
             self._seen = _Seen(number, state, self._presence.clock())
-        told, here = _read(path), self._presence.owner()
+        told, here = read(path), self._presence.owner()
         owner = Owner.parse(told["owner"]) if told else None
         if owner is not None:
             if owner == here:
@@ -334,7 +312,7 @@ class _Lock:
     ) -> None:
         for number, free in before.items():
             with contextlib.suppress(OSError):
-                (self._folder / _record(number, free=free)).unlink()
+                (self._folder / record(number, free=free)).unlink()
         for path in self._folder.glob(".*"):
             owner = Owner.of_name(path.name)
             if dead is not None if owner is None else owner.is_dead():
@@ -345,55 +323,13 @@ class _Lock:
             clear(dead)
 
 
-def _linked(whole: Path, path: Path) -> bool:
-    """Give a file that is whole its name, unless another has that name.
-
-    Without hard links a name is made first and the content follows: a process that is
-    killed in between leaves a record that says nothing, and counts as dead late.
-    """
-    try:
-        os.link(whole, path)
-    except FileExistsError:
-        # A network file system may have lost its own answer and asked again.
-        return whole.stat().st_nlink > 1
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        return _copied(whole, path)
-    return True
-
-
-def _copied(whole: Path, path: Path) -> bool:
-    try:
-        with path.open("xb") as file:
-            file.write(whole.read_bytes())
-    except FileExistsError:
-        return False
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
-    return True
-
-
-def _records(folder: Path) -> dict[int, bool]:
-    """The records' numbers, and whether each is free."""
-    found: dict[int, bool] = {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if match := _RECORD.match(entry.name):
-                number = int(match[1])
-                found[number] = bool(match[2]) or found.get(number, False)
-    return found
-
-
-def _record(number: int, *, free: bool = False) -> str:
-    return f"{number:08d}{'.free' if free else ''}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What a record says; nothing where it is damaged or not yet written."""
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        return {key: str(told[key]) for key in ("owner", "name", "host", "pid")}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+def _is_next(records: Records, before: Mapping[int, bool], number: int) -> bool:
+    """Whether nobody came and went between the look and the making, and the lock was
+    not removed; else the record is withdrawn."""
+    # In this order: once the directory is deleted, another may look the same.
+    in_place, after = records.are_in_place(), records.numbers()
+    nobody = after.get(number) is False and after.keys() <= before.keys() | {number}
+    if in_place and nobody:
+        return True
+    records.withdraw(number)
+    return False

@@ -175,7 +175,9 @@ class Folder:
         """Remove the least recently used of those that are not in use."""
         for left in owners.of_the_dead(self._path, PART):
             left.unlink(missing_ok=True)
-        copies = [path for kind in (IMAGE, LAYER) for path in self._path.glob(f"*{kind}")]
+        copies = [
+            path for kind in (IMAGE, LAYER) for path in self._path.glob(f"*{kind}")
+        ]
         files = [*copies, *self._path.glob(f"{PART}-*")]
         taken = sum(_size(file) for file in files)
         if size > self._most:

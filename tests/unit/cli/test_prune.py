@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,22 @@ def test_so_much_may_stay(call, full) -> None:
     assert [thing["kind"] for thing in report["removed"]] == ["images"]
     assert report["before"] - report["left"] == report["freed"] > 0
     assert sum(path.exists() for path in full) == 1
+
+
+def test_old_logs_and_locks_go_too(call, full) -> None:
+    top = full[0].parents[4]
+    for place in (*top.glob("locks/*"), *top.glob("logs/*/*/*")):
+        os.utime(place, (1, 1))
+    _, out, _ = call("prune", "--dry-run", "--to", "1GB", "--json")
+    report = json.loads(out)
+    assert (report["old_logs"], report["old_locks"]) == (0, 2)
+    _, out, _ = call("prune", "--to", "1GB")
+    assert "0 old build logs (0 B) and 2 old locks removed" in out
+    assert [p.name for p in top.glob("locks/*") if p.is_dir()] == ["room"]
+    call("prune")
+    _, out, _ = call("prune", "--dry-run")
+    assert "2 old build logs" in out
+    assert "would be removed" in out
 
 
 def test_caches_of_other_versions_are_named_and_left_alone(call, full) -> None:

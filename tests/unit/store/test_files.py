@@ -18,9 +18,10 @@ from globus_compute_apptainer.store import files
 def test_copy_says_what_is_there(tmp_path: Path):
     content = os.urandom(files.CHUNK_BYTES + 17)
     (tmp_path / "a").write_bytes(content)
-    size, digest = files.copy_durably(tmp_path / "a", tmp_path / "b")
+    copied = files.copy_durably(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_bytes() == content
-    assert (size, digest) == (len(content), hashlib.sha256(content).hexdigest())
+    assert copied.sha256 == hashlib.sha256(content).hexdigest()
+    assert copied.size == len(content)
 
 
 def test_what_is_known_is_not_read_to_seal(tmp_path: Path):

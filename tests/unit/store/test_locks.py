@@ -26,6 +26,7 @@ from globus_compute_apptainer.store.presence import (
     Presence,
     Timing,
 )
+from globus_compute_apptainer.store.records import Records
 
 SPEC = "sha256:" + "a" * 64
 OTHER = "sha256:" + "b" * 64
@@ -182,10 +183,14 @@ def hold(folder: Path, presence: Presence, timeout: float = 60.0, **more):
     return locks.hold(folder, cancel=never, timeout=timeout, presence=presence, **more)
 
 
+def make(folder: Path, presence: Presence, number: int, name: str) -> bool:
+    with Records.opened(folder) as records:
+        return records.make(number, locks._Lock(folder, presence)._told(name))
+
+
 def abandon(folder: Path, presence: Presence, content: bytes | None = None) -> Path:
     """A record whose process gives no sign of life any more."""
-    folder.mkdir(parents=True)
-    assert locks._Lock(folder, presence)._make(1, "gone")
+    assert make(folder, presence, 1, "gone")
     path = folder / "00000001"
     if content is not None:
         path.write_bytes(content)
@@ -295,7 +300,7 @@ def test_what_the_dead_left_is_cleared_by_who_takes_over(tmp_path: Path):
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
 def test_it_works_where_there_are_no_hard_links(tmp_path, monkeypatch, number) -> None:
-    def link(*_: object) -> None:
+    def link(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "link", link)
@@ -310,8 +315,8 @@ def test_it_works_where_there_are_no_hard_links(tmp_path, monkeypatch, number) -
 def test_a_link_whose_answer_was_lost_was_made(tmp_path, monkeypatch) -> None:
     link = os.link
 
-    def lost(*args: Path) -> None:
-        link(*args)
+    def lost(*args: str, **where: int) -> None:
+        link(*args, **where)
         raise FileExistsError
 
     monkeypatch.setattr(os, "link", lost)
@@ -354,16 +359,16 @@ def test_a_stopped_process_here_is_not_taken_for_dead(tmp_path: Path, holder):
 
 def test_those_who_look_late_withdraw(tmp_path: Path):
     """One listed the records, was slow, and makes a number that was used already."""
-    folder = tmp_path / "lock"
+    folder, late = tmp_path / "lock", Presence(FAST)
     folder.mkdir()
     (folder / "00000007").write_text("{}")
-    late = locks._Lock(folder, Presence(FAST))
-    assert late._make(6, "late")
-    assert not late._is_next({5: True}, 6)
-    assert [path.name for path in folder.iterdir()] == ["00000007"]
-    (folder / "00000008.free").touch()
-    assert late._make(8, "late")
-    assert not late._is_next({7: False}, 8)
+    with Records.opened(folder) as records:
+        assert make(folder, late, 6, "late")
+        assert not locks._is_next(records, {5: True}, 6)
+        assert [path.name for path in folder.iterdir()] == ["00000007"]
+        (folder / "00000008.free").touch()
+        assert make(folder, late, 8, "late")
+        assert not locks._is_next(records, {7: False}, 8)
 
 
 def test_those_who_wait_see_what_the_holder_does(tmp_path: Path):

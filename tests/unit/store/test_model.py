@@ -33,12 +33,13 @@ from globus_compute_apptainer.store.index import SIF_MAGIC, SIF_MAGIC_AT
 from globus_compute_apptainer.store.leases import Lease
 from globus_compute_apptainer.store.manifest import Manifest
 from globus_compute_apptainer.store.presence import Presence, Timing
+from globus_compute_apptainer.store.upkeep import Upkeep
 
 SPECS = ["sha256:" + letter * 64 for letter in "abc"]
 HEAD = b"\0" * SIF_MAGIC_AT + SIF_MAGIC
 BEFORE_ALL = 5_000_000  # more than there are process ids
 PATH_STEPS = ("rename", "replace", "unlink", "mkdir", "touch", "rmdir")
-OS_STEPS = ("link", "utime")
+OS_STEPS = ("link", "utime", "unlink", "open")
 
 
 class Death(BaseException):
@@ -66,7 +67,8 @@ class World:
         self.numbers = 0
 
     def step(self) -> None:
-        if self.running is None:
+        here = threading.current_thread() is threading.main_thread()
+        if self.running is None or not here:  # signs of life of other tests
             return
         if self.running.pid not in self.alive:
             raise Death
@@ -276,6 +278,18 @@ class Model(RuleBasedStateMachine):
     def make_room(self, which: int, limit: int, die: int | None) -> None:
         process = self.process(which)
         self.run(process, die, lambda: process.store.make_room(limit))
+
+    @rule(which=anyone, die=death)
+    @precondition(lambda self: self.processes)
+    def remove_old(self, which: int, die: int | None) -> None:
+        """Everything is old enough."""
+        process = self.process(which)
+        upkeep = Upkeep(process.store.top, process.store._presence)
+        self.run(process, die, lambda: upkeep.sweep(-3600.0))
+        for other in self.processes:
+            for spec in other.locks:
+                place = self.root / "v2/locks" / spec.removeprefix("sha256:")
+                assert place.is_dir(), "held"
 
     @rule(which=anyone, spec=spec, cut=st.booleans(), die=death)
     @precondition(lambda self: self.processes)
