@@ -3,7 +3,7 @@
 
 COMMON_PACKAGES=(squashfs-tools squashfuse fuse-overlayfs fuse3 fakeroot uidmap e2fsprogs fuse2fs
   skopeo umoci mmdebstrap python3-venv ca-certificates docker-registry git util-linux procps)
-TEST_PACKAGES=(rabbitmq-server)
+TEST_PACKAGES=(rabbitmq-server btrfs-progs)
 DNF_PACKAGES=(squashfs-tools squashfuse fuse-overlayfs fuse3 fakeroot shadow-utils e2fsprogs
   skopeo python3 ca-certificates git util-linux procps-ng)
 

@@ -300,6 +300,7 @@ def test_a_build_that_is_cancelled_leaves_nothing(stack: Stack, told, mark):
     assert stack.clean()
 
 
+QUOTA = Path(__file__).parents[2] / "provision" / "quota"
 FILL = """\
 import sys, threading, io, time
 from pathlib import Path
@@ -326,16 +327,22 @@ except BuildError as error:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs to mount a small file system")
-def test_a_full_disk_is_told(stack: Stack, tmp_path: Path):
-    script = 'mount -t tmpfs -o size=8m none "$1"; shift; exec "$@"'
+@pytest.mark.parametrize("how", ["full_disk", "quota"])
+def test_no_room_for_what_a_program_writes_is_told(
+    stack: Stack, tmp_path: Path, how: str
+):
+    small = 'mount -t tmpfs -o size=8m none "$1"; shift; exec "$@"'
+    mount = {
+        "full_disk": ["unshare", "-m", "/bin/sh", "-euc", small, "sh"],
+        "quota": [str(QUOTA), str(8 << 20)],
+    }
+    if how == "quota" and "btrfs" not in Path("/proc/filesystems").read_text():
+        pytest.skip("no file system here has quotas")
     place = tmp_path / "small"
     place.mkdir()
     fill = [sys.executable, "-c", FILL, str(stack.below.sif), str(place), *sys.path]
     ran = subprocess.run(
-        ["unshare", "-m", "/bin/sh", "-euc", script, "sh", str(place), *fill],
-        capture_output=True,
-        text=True,
-        check=False,
+        [*mount[how], str(place), *fill], capture_output=True, text=True, check=False
     )
     assert ran.stdout == "disk-full post []\n", ran.stderr
 
