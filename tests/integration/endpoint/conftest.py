@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +17,16 @@ from parsl.providers import LocalProvider
 from globus_compute_apptainer.endpoint.engine import ApptainerEngine
 
 MakeEngine = Callable[..., ApptainerEngine]
+
+
+def worker_process(run_dir: str | Path, rank: str) -> int:
+    """An HTEX worker process, by the log that it writes."""
+    for fd in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            file = os.readlink(fd)
+            if f"{run_dir}/" in file and file.endswith(f"/worker_{rank}.log"):
+                return int(fd.parts[2])
+    raise LookupError(rank)
 
 
 @pytest.fixture(scope="module")
