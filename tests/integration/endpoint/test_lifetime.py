@@ -20,13 +20,11 @@ from typing import Any
 import pytest
 from globus_compute_sdk.serialize import ComputeSerializer
 
-from globus_compute_apptainer.worker import place
-from globus_compute_apptainer.worker.keeper.owner import start_of
 from integration.worker.tree import alive, descendants, parent, survivors, until
 from integration.worker.tree import processes as everyone
 from loopback import processes
 
-from .conftest import worker_process
+from .conftest import keeper_of, pool_folder, worker_process
 
 pytestmark = pytest.mark.apptainer
 
@@ -184,14 +182,12 @@ class Pool:
         self.workers = [worker_process(endpoint.run_dir, task.rank) for task in tasks]
         (self.manager,) = {parent(worker) for worker in self.workers}
         self.group = os.getpgid(self.manager)
-        of_it = place.Pool(self.manager, start_of(self.manager))
-        self.folder = place.folder(of_it)
+        self.folder = pool_folder(self.manager)
 
     def everything(self) -> dict[int, str]:
         """All that is to go with it; what serves Python's own ``multiprocessing`` in
         the manager outlives it, if that is killed, on the stock engine too."""
-        known = everyone()
-        (keeper,) = [p for p, (_, c) in known.items() if f" {self.folder} " in c]
+        known, keeper = everyone(), keeper_of(self.manager)
         own = {p: known[p][1] for p in (self.manager, keeper, *self.workers)}
         return descendants(keeper, *self.workers) | own
 

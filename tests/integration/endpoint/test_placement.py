@@ -3,6 +3,7 @@ accelerators, and the same variables, as a task of the stock engine."""
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,10 @@ from typing import Any
 import pytest
 from globus_compute_endpoint.engines import GCFuture, GlobusComputeEngine
 from parsl.providers import LocalProvider
+
+from integration.worker.tree import descendants, parent
+
+from .conftest import keeper_of, worker_process
 
 pytestmark = pytest.mark.apptainer
 
@@ -140,3 +145,17 @@ def test_container_tasks_are_where_the_stock_engine_s_are(
         for accelerator in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
             assert variables.get(accelerator) == name
         assert variables.get("ZE_AFFINITY_MASK") == name
+
+
+def test_what_serves_the_images_has_the_processors_of_all_workers(
+    make_engine, everywhere, spec
+) -> None:
+    """Though the first worker, which has its own, started it."""
+    engine = make_engine(cpu_affinity="block")
+    everywhere(engine, spec)
+    manager = parent(worker_process(engine.run_dir, "0"))
+    below = descendants(keeper_of(manager))
+    serving = [pid for pid, command in below.items() if "fuse" in command]
+    assert serving
+    for pid in serving:
+        assert os.sched_getaffinity(pid) == os.sched_getaffinity(manager)
