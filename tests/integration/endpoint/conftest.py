@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +15,32 @@ from globus_compute_sdk.serialize import ComputeSerializer
 from parsl.providers import LocalProvider
 
 from globus_compute_apptainer.endpoint.engine import ApptainerEngine
+from globus_compute_apptainer.worker import place
+from globus_compute_apptainer.worker.keeper.owner import start_of
+from integration.worker.tree import processes
 
 MakeEngine = Callable[..., ApptainerEngine]
+
+
+def worker_process(run_dir: str | Path, rank: str) -> int:
+    """An HTEX worker process, by the log that it writes."""
+    for fd in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            file = os.readlink(fd)
+            if f"{run_dir}/" in file and file.endswith(f"/worker_{rank}.log"):
+                return int(fd.parts[2])
+    raise LookupError(rank)
+
+
+def pool_folder(manager: int) -> Path:
+    """The folder of the workers that are this process's."""
+    return place.folder(place.Pool(manager, start_of(manager)))
+
+
+def keeper_of(manager: int) -> int:
+    folder = f" {pool_folder(manager)} "
+    (found,) = [p for p, (_, command) in processes().items() if folder in command]
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import threading
@@ -12,6 +11,8 @@ from typing import Any
 
 import pytest
 from globus_compute_sdk import ShellFunction
+
+from .conftest import worker_process
 
 
 def double(x: int) -> int:
@@ -213,7 +214,7 @@ def test_a_lost_worker_is_retried_in_its_container(
         assert time.monotonic() < deadline and not future.done()
         threading.Event().wait(0.05)
     # Only this one: a worker that waits for work holds a lock of the others'.
-    os.kill(_worker(engine, marker.read_text()), signal.SIGKILL)
+    os.kill(worker_process(engine.run_dir, marker.read_text()), signal.SIGKILL)
     assert value(future) == "second attempt"
 
 
@@ -227,16 +228,6 @@ def wait_the_first_time(marker: str) -> str:
         file.write(os.environ["PARSL_WORKER_RANK"])
     signal.pause()
     return "unreachable"
-
-
-def _worker(engine: Any, rank: str) -> int:
-    """An HTEX worker process, by the log that it writes."""
-    for fd in Path("/proc").glob("[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):
-            file = os.readlink(fd)
-            if f"{engine.run_dir}/" in file and file.endswith(f"/worker_{rank}.log"):
-                return int(fd.parts[2])
-    raise LookupError(rank)
 
 
 @pytest.mark.apptainer

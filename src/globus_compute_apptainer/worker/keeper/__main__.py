@@ -5,6 +5,7 @@ A task waits for it, so what it imports is little: no ``pathlib``, no ``dataclas
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -19,6 +20,8 @@ def main() -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.close(nothing)
+    with contextlib.suppress(OSError):  # not those of the worker that was the first
+        os.sched_setaffinity(0, os.sched_getaffinity(int(pid)))
     Keeper(listener, folder, Owner(int(pid), int(start))).run()
 
 
