@@ -374,6 +374,7 @@ def test_the_layer_is_whole_on_disk(stack: Stack):
     assert layer.file.name == LAYER_FILE
     assert sorted(path.name for path in layer.file.parent.iterdir()) == [
         "layer.json",
+        "layer.sha256",
         LAYER_FILE,
     ]
 

@@ -1,4 +1,4 @@
-"""A user's quota is used up: told as a full disk is, and nothing is left.
+"""A quota: used up, it is told as a full disk is; and what is copied takes none of it.
 
 As root, since a file system with a quota has to be mounted.
 """
@@ -79,3 +79,43 @@ def test_a_quota_is_told_as_a_full_disk_is(tmp_path: Path) -> None:
     assert (code, told) == ("disk-full", [True, True])
     assert "quota" in message
     assert set(said.values()) == {True}, said
+
+
+COPY = """\
+import errno, os, sys
+from pathlib import Path
+from globus_compute_apptainer.build.layers import copy_file
+
+place = Path(sys.argv[1])
+base = place / "base"
+with base.open("wb") as file:
+    file.write(os.urandom(5 << 20))
+    os.fsync(file.fileno())
+for name in ("one", "two", "three"):
+    copy_file(base, place / name, lambda: None)
+    assert (place / name).read_bytes() == base.read_bytes()
+try:
+    with (place / "by hand").open("wb") as file:
+        file.write(base.read_bytes())
+        os.fsync(file.fileno())
+except OSError as error:
+    assert error.errno == errno.EDQUOT, error
+else:
+    raise AssertionError("there was room for one more")
+"""
+
+
+def test_copies_of_a_base_share_its_blocks_where_they_can(tmp_path: Path) -> None:
+    """Four of five mebibytes, where there is room for eight."""
+    place = tmp_path / "place"
+    place.mkdir()
+    program = [sys.executable, "-c", COPY, str(place)]
+    ran = subprocess.run(
+        [str(QUOTA), str(8 << 20), str(place), *program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr

@@ -12,7 +12,9 @@ says so, and the image must be flat.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from globus_compute_apptainer.build.layers import Below
     from globus_compute_apptainer.build.system.kit import Kit
     from globus_compute_apptainer.build.system.lists import Lists
+
+ROOM_BYTES: Final = 1024**2
 
 PACKING: Final = ("-no-xattrs", "-exit-on-error")
 
@@ -184,7 +188,29 @@ def _check_overlay(job: Job, laid: Kit) -> None:
         )
     strange = next(filter(_OVERLAY_FAULT.search, job.transcript.tail), None)
     if strange is not None:
+        _check_room(job)
         raise OverlayUnsuitableError(f"not possible in an overlay here: {strange}")
+
+
+def _check_room(job: Job) -> None:
+    """A quota that is used up is an "Input/output error" to who writes through FUSE.
+
+    :raises BuildError: that is so (``disk-full``)
+    """
+    probe = job.scratch / "room"
+    try:
+        with probe.open("wb") as file:
+            file.write(bytes(ROOM_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise job.error(
+                f"there is no room where images are built: {error.strerror}",
+                code="disk-full",
+            ) from error
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _seal(job: Job, below: Below, written: Path, laid: Kit, target: Path) -> None:
