@@ -304,11 +304,12 @@ def memory_of_pandas(stage: Stage, sizes: Sizes) -> Case:
 
 
 CASES: dict[str, Callable[[Stage, Sizes], Case]] = {
+    # Before there are engines, whose processes are never quite idle.
+    "new-worker": new_workers,
     "throughput": throughput,
     "sequential": sequential,
     "payload": payload,
     "first": first,
-    "new-worker": new_workers,
     "switching": switching,
     "memory": memory_of_pandas,
 }

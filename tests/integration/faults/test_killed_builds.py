@@ -22,6 +22,7 @@ from globus_compute_apptainer.config import ContainersConfig
 from globus_compute_apptainer.endpoint.requests import Requests
 from globus_compute_apptainer.store.cache import Store
 from integration.images.conftest import Endpoint
+from provision.conda_channel import Channel, Package
 from provision.wheels import make_wheel
 
 pytestmark = pytest.mark.apptainer
@@ -58,6 +59,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "packages": {"post": ["cp /etc/hostname /made || echo x >/made"]},
     "flat": {},
     "debian": {"apt": ["hello"]},
+    "conda": {},
     "files": {"files": {"postBuild": "#!/bin/sh\necho x >/made\n"}},
 }
 
@@ -70,20 +72,27 @@ class Killing:
 
     def __init__(self, endpoint: Endpoint, kind: str) -> None:
         self.endpoint, self.kind, self._number = endpoint, kind, 0
+        self._channel = Channel(endpoint.folder / "channel")
 
     def spec(self) -> dict[str, Any]:
         """One that no build was asked for yet, with a package of its own."""
         self._number += 1
         name = f"thing{self._number}"
+        asked: dict[str, Any] = {"base_image": self.endpoint.base}
+        if self.kind == "conda":
+            program = {f"bin/{name}": f"#!/bin/sh\necho {name}\n"}
+            self._channel.add(Package(name, files=program))
+            return {**asked, "conda": [name]}
         make_wheel(self.endpoint.links, name, "1.0")
-        asked = {"base_image": self.endpoint.base, "pip": [f"{name}==1.0"]}
-        return {**asked, **KINDS[self.kind]}
+        return {**asked, "pip": [f"{name}==1.0"], **KINDS[self.kind]}
 
     def config(self, cold: str = "") -> dict[str, Any]:
         """:param cold: name of a cache of its own, that knows no base"""
-        flat = {"strategy": "flat"} if self.kind == "flat" else {}
+        build: dict[str, Any] = {"conda_channels": [self._channel.url]}
+        if self.kind == "flat":
+            build["strategy"] = "flat"
         where = {"cache_dir": str(self.endpoint.folder / cold)} if cold else {}
-        return self.endpoint.config(**where, build=flat)
+        return self.endpoint.config(**where, build=build)
 
     def build(
         self, spec: dict[str, Any], fatal: str = "", cold: str = ""
@@ -116,10 +125,11 @@ class Killing:
         self._nothing_wrong_is_there(spec, fatal, cold)
         config = self.config(cold)
         ready = self.endpoint.get(spec, config=config)
-        name = spec["pip"][0].partition("==")[0]
+        name = (spec.get("conda") or spec["pip"])[0].partition("==")[0]
         path, code = ready.image.path, f"import {name}; print({name}.__name__)"
-        python = str(ready.image.manifest.python)
-        assert self.endpoint.inside(path, python, "-c", code).splitlines()[-1] == name
+        python = [str(ready.image.manifest.python), "-c", code]
+        program = [name] if "conda" in spec else python
+        assert self.endpoint.inside(path, *program).splitlines()[-1] == name
         if {"post", "files"} & set(spec):
             self.endpoint.inside(path, "test", "-s", "/made")
         if "apt" in spec:
@@ -191,4 +201,5 @@ def test_nor_does_one_of_any_kind_that_is_killed_often(
     registry: str, tmp_path: Path, kind: str
 ):
     stages = list(kill_in_each_stage(killing(registry, tmp_path, kind), 5))
-    assert {"resolve", "pull", "pip", "pack", "finished"} <= set(stages)
+    packages = "conda" if kind == "conda" else "pip"
+    assert {"resolve", "pull", packages, "pack", "finished"} <= set(stages)

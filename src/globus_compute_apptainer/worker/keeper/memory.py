@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 def allowed() -> int:
     """Bytes that warm containers may take where nobody says: half of what is here, in
-    the machine or in this process's control group (version 2)."""
+    the machine or in this process's control group."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min([machine, *_group_limits()]) // 2
 
@@ -44,18 +44,26 @@ def _proportional(pid: int) -> int:
 
 
 def _group_limits() -> list[int]:
-    """The limits of this process's control group and of those above it."""
+    """The limits of this process's control groups and of those above them."""
     found = []
-    with contextlib.suppress(OSError):
-        path = _read("/proc/self/cgroup").partition("0::")[2].splitlines()[0]
+    for line in _lines("/proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controllers == "memory":  # version 1
+            place, name = "/sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        elif not controllers:
+            place, name = "/sys/fs/cgroup", "memory.max"
+        else:
+            continue
         while path not in ("", "/"):
-            text = "max"
-            with contextlib.suppress(OSError):
-                text = _read(f"/sys/fs/cgroup{path}/memory.max").strip()
-            if text.isdigit():
-                found.append(int(text))
+            found += [int(n) for n in _lines(f"{place}{path}/{name}") if n.isdigit()]
             path = path.rpartition("/")[0]
     return found
+
+
+def _lines(path: str) -> list[str]:
+    with contextlib.suppress(OSError):
+        return _read(path).splitlines()
+    return []
 
 
 def _read(path: str) -> str:
