@@ -63,6 +63,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "files": {"files": {"postBuild": "#!/bin/sh\necho x >/made\n"}},
 }
 
+BEFORE, AFTER = ["resolve", "pull"], ["pack", "probe", "finished"]
+STAGES: dict[str, list[str]] = {
+    "packages": [*BEFORE, "pip", "post", *AFTER],
+    "flat": [*BEFORE, "pip", *AFTER],
+    "debian": [*BEFORE, "apt", "pip", *AFTER],
+    "conda": [*BEFORE, "conda", *AFTER],
+    "files": ["payload", *BEFORE, "pip", "payload", "post", *AFTER],
+}
+
 
 class Killing:
     """An endpoint whose process is killed while it builds.
@@ -162,11 +171,6 @@ def _left(endpoint: Endpoint, cache: Path) -> list[Path]:
     return [path for folder in work if folder.is_dir() for path in folder.iterdir()]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("killed")
-
-
 def killing(registry: str, folder: Path, kind: str) -> Killing:
     endpoint = Endpoint(folder / kind, registry)
     endpoint.scratch.mkdir(parents=True)
@@ -189,17 +193,18 @@ def kill_in_each_stage(killing: Killing, times: int) -> Iterator[str]:
         yield stage
 
 
-def test_a_build_killed_in_any_stage_harms_nobody(registry: str, folder: Path):
-    stages = list(kill_in_each_stage(killing(registry, folder, "packages"), 1))
-    needed = ["resolve", "pull", "pip", "post", "pack", "probe", "finished"]
-    assert stages == needed
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_build_killed_in_any_stage_harms_nobody(
+    registry: str, tmp_path: Path, kind: str
+) -> None:
+    stages = list(kill_in_each_stage(killing(registry, tmp_path, kind), 1))
+    assert stages == STAGES[kind]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_nor_does_one_of_any_kind_that_is_killed_often(
+def test_nor_does_one_that_is_killed_often(
     registry: str, tmp_path: Path, kind: str
-):
+) -> None:
     stages = list(kill_in_each_stage(killing(registry, tmp_path, kind), 5))
-    packages = "conda" if kind == "conda" else "pip"
-    assert {"resolve", "pull", packages, "pack", "finished"} <= set(stages)
+    assert stages == STAGES[kind]
