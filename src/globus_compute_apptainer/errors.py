@@ -9,7 +9,21 @@ through ``gc-apptainer`` and the endpoint's log.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import errno
+from typing import Any, Final
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+
+
+def is_full(error: OSError) -> bool:
+    """Whether there was no room, or no more than a quota allows."""
+    return error.errno in _FULL
+
+
+def is_refused(error: OSError) -> bool:
+    """Whether permissions, or a read-only file system, were in the way."""
+    return error.errno in _REFUSED
 
 
 @dataclasses.dataclass(eq=False)

@@ -1,6 +1,6 @@
 """What an image is named by: the SHA-256 of its pieces.
 
-Runs wherever images are made, checked or copied; pure. An image is mostly a copy of a
+Runs wherever images are made, checked or copied. An image is mostly a copy of a
 base and of layers that were read for their digests when they were made. So that they
 are not read once more for every image, an image's digest is made of those of its
 pieces, which follow one another in the file::
@@ -15,8 +15,11 @@ another one when it is read.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import IO, Final
+
+CHUNK_BYTES: Final = 4 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -83,3 +86,19 @@ class Hasher:
     def _end(self) -> None:
         self._done.append(Piece(self._size, self._digest.hexdigest()))
         self._digest, self._size = hashlib.sha256(), 0
+
+
+def read_piece(
+    file: IO[bytes], start: int, size: int, check: Callable[[], None]
+) -> Piece:
+    """A piece of an open file, which is shorter where the file ends before.
+
+    :param check: called now and then; ends the reading by raising
+    """
+    hasher, left = Hasher(), size
+    file.seek(start)
+    while left and (chunk := file.read(min(left, CHUNK_BYTES))):
+        check()
+        hasher.update(chunk)
+        left -= len(chunk)
+    return hasher.pieces[0]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from globus_compute_apptainer.pieces import Hasher, Piece, name_of
+from globus_compute_apptainer.pieces import Hasher, Piece, name_of, read_piece
 
 
 def sha256(data: bytes) -> str:
@@ -61,3 +63,18 @@ def test_one_other_byte_is_another_name(content: bytes, sizes: list[int], data) 
     at = data.draw(st.integers(0, len(content) - 1))
     other = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
     assert read(content, sizes, 16).name != read(other, sizes, 16).name
+
+
+def test_a_piece_is_read_where_it_is() -> None:
+    file = io.BytesIO(b"0123456789")
+    assert read_piece(file, 2, 5, lambda: None) == Piece(5, sha256(b"23456"))
+    assert read_piece(file, 8, 5, lambda: None) == Piece(2, sha256(b"89"))
+    assert read_piece(file, 3, 0, lambda: None) == Piece(0, sha256(b""))
+
+
+def test_reading_a_piece_can_be_ended() -> None:
+    def check() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        read_piece(io.BytesIO(b"content"), 0, 7, check)

@@ -8,13 +8,12 @@ that specs share as much as they can.
 
 from __future__ import annotations
 
-import errno
 import json
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from globus_compute_apptainer.build import probe, squashfs
 from globus_compute_apptainer.build.assembly import Assembly
@@ -36,7 +35,7 @@ from globus_compute_apptainer.build.python import bytecode
 from globus_compute_apptainer.build.record import lock
 from globus_compute_apptainer.build.transcript import Transcript
 from globus_compute_apptainer.build.wanted import wanted
-from globus_compute_apptainer.errors import BuildError
+from globus_compute_apptainer.errors import BuildError, is_full, is_refused
 
 if TYPE_CHECKING:
     from globus_compute_apptainer import events
@@ -46,9 +45,6 @@ if TYPE_CHECKING:
     from globus_compute_apptainer.build.site import SiteAccess
     from globus_compute_apptainer.config import BuildConfig
     from globus_compute_apptainer.pieces import Known
-
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-_REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 class Builder:
@@ -305,17 +301,17 @@ def _opened(log: Path) -> TextIO:
         raise BuildError(
             f"the build's log cannot be written: {error}",
             hint="there must be room for it below `cache_dir`, which must be writable",
-            code="disk-full" if error.errno in _FULL else "cache-unusable",
+            code="disk-full" if is_full(error) else "cache-unusable",
             stage="resolve",
         ) from error
 
 
 def _failed(job: Job, error: OSError) -> BuildError:
     code, hint = "build-failed", ""
-    if error.errno in _FULL:
+    if is_full(error):
         code = "disk-full"
         hint = "free some room, or name a larger directory as `build.tmp_dir`"
-    elif error.errno in _REFUSED:
+    elif is_refused(error):
         code = "host-unsuitable"
         hint = (
             "`build.tmp_dir` and `cache_dir` must stay writable while images are made"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from globus_compute_apptainer.build import sif, squashfs
 from globus_compute_apptainer.build.layer import Layer, layer_key
-from globus_compute_apptainer.pieces import Hasher, Piece
+from globus_compute_apptainer.pieces import Piece, read_piece
 
 if TYPE_CHECKING:
     from globus_compute_apptainer.build.inventory import Inventory
@@ -91,7 +91,7 @@ def kept_layer(
         with shelf.lock(key, cancel=job.cancel, timeout=max(1.0, job.left())):
             found = None if job.fresh else _newest(shelf, key)
             if found is None:
-                found = _made(shelf, key, make)
+                found = _made(job, shelf, key, make)
     place, making = found
     lock = json.loads((place / LOCK_FILE).read_text(encoding="utf-8"))
     digest = ""
@@ -112,7 +112,7 @@ def _newest(shelf: Keeper, key: str) -> tuple[Path, str] | None:
 
 
 def _made(
-    shelf: Keeper, key: str, make: Callable[[Path], Mapping[str, Any]]
+    job: Job, shelf: Keeper, key: str, make: Callable[[Path], Mapping[str, Any]]
 ) -> tuple[Path, str]:
     """One that is there already stays: other builds are using it at this moment, and
     layers were made on it that do not fit another."""
@@ -121,7 +121,9 @@ def _made(
         lock = make(workspace)
         text = json.dumps(lock, indent=1, sort_keys=True) + "\n"
         (workspace / LOCK_FILE).write_text(text, encoding="utf-8")
-        digest = piece_at(workspace / LAYER_FILE).sha256
+        with (workspace / LAYER_FILE).open("rb") as layer:
+            size = os.fstat(layer.fileno()).st_size
+            digest = read_piece(layer, 0, size, job.check).sha256
         (workspace / DIGEST_FILE).write_text(digest, encoding="ascii")
         place = shelf.keep(_made_key(key, making), workspace)
     if making:
@@ -177,21 +179,6 @@ def known_pieces(below: Below, target: Path) -> Known:
         if layer.sha256 and part.size == layer.size:
             known.append((part.offset, Piece(part.size, layer.sha256)))
     return tuple(known)
-
-
-def piece_at(path: Path, start: int = 0, size: int | None = None) -> Piece:
-    """A piece of a file, read for its digest.
-
-    :param size: bytes; None: all that follow
-    """
-    hasher = Hasher()
-    with path.open("rb") as file:
-        file.seek(start)
-        left = os.fstat(file.fileno()).st_size - start if size is None else size
-        while left and (chunk := file.read(min(left, COPY_BYTES // 16))):
-            hasher.update(chunk)
-            left -= len(chunk)
-    return hasher.pieces[0]
 
 
 def copy_file(source: Path, target: Path, check: Callable[[], None]) -> None:

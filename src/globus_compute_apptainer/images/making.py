@@ -15,7 +15,12 @@ from globus_compute_apptainer import events
 from globus_compute_apptainer.build.order import Place
 from globus_compute_apptainer.build.scratch import private_scratch
 from globus_compute_apptainer.config import BuildConfig
-from globus_compute_apptainer.errors import ContainerError, StoreError
+from globus_compute_apptainer.errors import (
+    ContainerError,
+    StoreError,
+    is_full,
+    is_refused,
+)
 from globus_compute_apptainer.images.completion import Completion, ImageBuilder
 from globus_compute_apptainer.images.memory import Memory
 from globus_compute_apptainer.images.record import Seal, manifest_of
@@ -121,7 +126,7 @@ class Maker:
             self._memory.remember(request.digest, error)
             raise
         except OSError as error:
-            if not (files.is_full(error) or files.is_refused(error)):
+            if not (is_full(error) or is_refused(error)):
                 raise
             raise files.store_error(error, self._store.root) from error
         self._memory.forget(request.digest)

@@ -343,15 +343,24 @@ class ImageService:
             self._finish(request, Ready(image, mine, seconds), seconds)
         if lease is not None:
             lease.let_go()
-            self._make_room()
+            self._look_after()
 
-    def _make_room(self) -> None:
+    def _look_after(self) -> None:
         """What happens to the cache here is no concern of those who wait."""
-        if self._max_cache_size is None or self._closing.is_set():
+        if self._closing.is_set():
             return
+        old = self._store.keep_up()
+        if old.logs or old.locks:
+            log.info(
+                "%d old build logs, %d old locks were removed", old.logs, old.locks
+            )
+        if self._max_cache_size is not None:
+            self._make_room(self._max_cache_size)
+
+    def _make_room(self, limit: int) -> None:
         try:
             with self._making_room:
-                freed = self._store.make_room(self._max_cache_size)
+                freed = self._store.make_room(limit)
         except StoreError as error:
             if error.code != "lock-timeout":  # somebody else is at it
                 log.warning("no room can be made: %s", error)

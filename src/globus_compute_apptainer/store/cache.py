@@ -155,7 +155,6 @@ class Store:
                 self._clear(path)
             delete_left(self._tmp)
             self.leases.in_use()  # removes those of the dead
-            self._upkeep.when_due()
             room = os.statvfs(self._tmp)
         if room.f_bavail * room.f_frsize < MIN_FREE_BYTES:
             raise StoreError(
@@ -205,12 +204,15 @@ class Store:
             return self._room.make(limit, gone=self._forget)
 
     def remove_old(self, *, dry: bool = False) -> Swept:
-        """Remove old logs and locks, see :mod:`.upkeep`; :meth:`prepare` does so, too,
-        once a day.
+        """Remove old logs and locks, see :mod:`.upkeep`.
 
         :param dry: only say what would go
         """
         return self._upkeep.sweep(dry=dry)
+
+    def keep_up(self) -> Swept:
+        """The same, unless somebody has done so today."""
+        return self._upkeep.when_due()
 
     def _forget(self, thing: Thing, aside: Path) -> None:
         """Remove the entry of the spec that an image was made for; entries of other

@@ -9,24 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
-from globus_compute_apptainer.errors import StoreError
+from globus_compute_apptainer.errors import StoreError, is_full, is_refused
 from globus_compute_apptainer.owners import owned_name
-from globus_compute_apptainer.pieces import Hasher, Known, Piece, name_of
+from globus_compute_apptainer.pieces import (
+    CHUNK_BYTES,
+    Hasher,
+    Known,
+    Piece,
+    name_of,
+    read_piece,
+)
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Iterator, Sequence
 
-CHUNK_BYTES: Final = 4 * 1024**2
-
 _ATTEMPTS: Final = 5
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
-_REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 @contextlib.contextmanager
@@ -36,16 +40,6 @@ def translated(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise store_error(error, path) from error
-
-
-def is_full(error: OSError) -> bool:
-    """Whether there was no room, or no more than a quota allows."""
-    return error.errno in _FULL
-
-
-def is_refused(error: OSError) -> bool:
-    """Whether permissions, or a read-only file system, were in the way."""
-    return error.errno in _REFUSED
 
 
 def store_error(error: OSError, path: Path) -> StoreError:
@@ -104,27 +98,17 @@ def seal(
     pieces: list[Piece] = []
     at, size = 0, path.stat().st_size
     with path.open("rb") as file:
+        check = functools.partial(_check, file, cancel)
         for place, piece in sorted(known, key=lambda one: one[0]):
             if not at <= place <= place + piece.size <= size:
                 raise OSError(errno.EIO, "it lacks what was put into it", str(path))
-            pieces += _read_pieces(file, at, place, cancel)
+            if at < place:
+                pieces.append(read_piece(file, at, place - at, check))
             pieces.append(piece)
             at = place + piece.size
-        pieces += _read_pieces(file, at, size, cancel)
-    return Sealed(tuple(pieces) or Hasher().pieces)
-
-
-def _read_pieces(
-    file: IO[bytes], start: int, end: int, cancel: threading.Event | None
-) -> list[Piece]:
-    """What is there as one piece; none if there is nothing."""
-    hasher, left = Hasher(), end - start
-    file.seek(start)
-    while left and (chunk := file.read(min(left, CHUNK_BYTES))):
-        _check(file, cancel)
-        hasher.update(chunk)
-        left -= len(chunk)
-    return list(hasher.pieces) if end > start else []
+        if at < size or not pieces:
+            pieces.append(read_piece(file, at, size - at, check))
+    return Sealed(tuple(pieces))
 
 
 def name(

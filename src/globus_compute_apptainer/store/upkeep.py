@@ -66,16 +66,10 @@ class Upkeep:
 
     def when_due(self) -> Swept:
         """Sweep, unless somebody did so within :data:`EVERY_SECONDS`."""
-        done = self._locks / _DONE
-        try:
-            if self._now() - done.stat().st_mtime < EVERY_SECONDS:
-                return Swept()
-        except FileNotFoundError:
-            pass
-        except OSError:
+        if not self._is_due():
             return Swept()
         with contextlib.suppress(OSError):
-            done.touch()
+            (self._locks / _DONE).touch()
         return self.sweep()
 
     def sweep(self, age: float = OLD_SECONDS, *, dry: bool = False) -> Swept:
@@ -87,6 +81,13 @@ class Upkeep:
         before = self._now() - age
         sizes = list(self._sweep_logs(before, dry=dry))
         return Swept(len(sizes), self._sweep_locks(before, dry=dry), sum(sizes))
+
+    def _is_due(self) -> bool:
+        try:
+            done = (self._locks / _DONE).stat().st_mtime
+        except OSError as error:
+            return isinstance(error, FileNotFoundError)
+        return self._now() - done >= EVERY_SECONDS
 
     def _now(self) -> float:
         try:

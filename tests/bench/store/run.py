@@ -9,6 +9,7 @@ what is measured reads names, sizes and times, not contents.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import resource
 import shutil
@@ -52,6 +53,14 @@ def fill(root: Path, images: int) -> None:
         (place / MANIFEST).write_text(text)
         entry.parent.mkdir(parents=True, exist_ok=True)
         entry.write_text(text)
+        of_build = root / "v2/logs" / name[:2] / name / "20260101T000000Z-0.log"
+        of_build.parent.mkdir(parents=True)
+        of_build.write_text("done")
+        lock = root / "v2/locks" / name
+        lock.mkdir(parents=True)
+        (lock / "00000001.free").touch()
+        for path in (of_build, lock):
+            os.utime(path, (0, 0))
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -75,6 +84,7 @@ def measure(root: Path, images: int, looks: int) -> list[tuple[str, str]]:
     grown = megabytes() - before
     total = store.make_room(2**60, dry=True).before
     idle = timed(lambda: store.make_room(total))
+    upkeep = timed(store.keep_up)
     few = timed(lambda: store.make_room(int(total * 0.99)))
     rows = [
         ("images", f"{images}"),
@@ -84,6 +94,7 @@ def measure(root: Path, images: int, looks: int) -> list[tuple[str, str]]:
         ("look-up again, p50", f"{statistics.median(again) * 1000:.4f} ms"),
         ("making room, nothing to do", f"{idle:.2f} s"),
         ("making room, 1 % goes", f"{few:.2f} s"),
+        ("all old logs and locks go", f"{upkeep:.2f} s"),
         ("memory that look-ups took", f"{grown:.1f} MB"),
     ]
     store.leases.close()

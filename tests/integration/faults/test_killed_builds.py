@@ -194,17 +194,9 @@ def kill_in_each_stage(killing: Killing, times: int) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_build_killed_in_any_stage_harms_nobody(
-    registry: str, tmp_path: Path, kind: str
+    registry: str, tmp_path: Path, kind: str, times: int
 ) -> None:
-    stages = list(kill_in_each_stage(killing(registry, tmp_path, kind), 1))
-    assert stages == STAGES[kind]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_nor_does_one_that_is_killed_often(
-    registry: str, tmp_path: Path, kind: str
-) -> None:
-    stages = list(kill_in_each_stage(killing(registry, tmp_path, kind), 5))
+    stages = list(kill_in_each_stage(killing(registry, tmp_path, kind), times))
     assert stages == STAGES[kind]

@@ -19,67 +19,33 @@ pytestmark = pytest.mark.skipif(
 )
 
 QUOTA = Path(__file__).parents[2] / "provision" / "quota"
+LIMIT = 8 << 20
 PUBLISH = """\
-import json, os, sys
+import json, sys
 from pathlib import Path
 from globus_compute_apptainer.errors import StoreError
-from globus_compute_apptainer.store import index
 from globus_compute_apptainer.store.cache import Store
-from globus_compute_apptainer.store.manifest import Manifest
+from integration.store.publishing import A, B, files_of, image_of, manifest
 
-SIF = bytes(index.SIF_MAGIC_AT) + index.SIF_MAGIC
 root, outside = Path(sys.argv[1]), Path(sys.argv[2])
-A, B = ("sha256:" + letter * 64 for letter in "ab")
-
-def manifest(spec):
-    return Manifest(
-        spec_digest=spec, image_digest="", size=0, spec={}, base="", base_digest=None,
-        python=None, python_version=None, os="", packages=(), platform="linux/amd64",
-        apptainer_version="", builder_version="", created="", build_seconds=0.0)
 
 def publish(spec, mebibytes):
-    path = outside / f"{mebibytes}.sif"
-    path.write_bytes(SIF + os.urandom((mebibytes << 20) - len(SIF)))
     try:
-        return store.publish(path, manifest(spec))
+        return store.publish(image_of(outside, mebibytes), manifest(spec))
     except StoreError as error:
         return [error.code, bool(error.hint), bool(error.path), error.message]
-
-def files():
-    return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
 
 store = Store(root)
 store.prepare()
 good = publish(A, 2)
-before, said = files(), {}
+before, said = files_of(root), {}
 said["too large"] = publish(B, 20)
-said["nothing left"] = files() == before
+said["nothing left"] = files_of(root) == before
 said["old one is whole"] = store.examine(store.lookup(A)).good
 said["new one is not there"] = store.lookup(B) is None
 said["a smaller one"] = store.examine(publish(B, 1)).good
 print(json.dumps(said))
 """
-
-
-def test_a_quota_is_told_as_a_full_disk_is(tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    program = [sys.executable, "-c", PUBLISH, str(cache), str(tmp_path)]
-    ran = subprocess.run(
-        [str(QUOTA), str(8 << 20), str(cache), *program],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    said = json.loads(ran.stdout)
-    code, *told, message = said.pop("too large")
-    assert (code, told) == ("disk-full", [True, True])
-    assert "quota" in message
-    assert set(said.values()) == {True}, said
-
 
 COPY = """\
 import errno, os, sys
@@ -105,13 +71,13 @@ else:
 """
 
 
-def test_copies_of_a_base_share_its_blocks_where_they_can(tmp_path: Path) -> None:
-    """Four of five mebibytes, where there is room for eight."""
-    place = tmp_path / "place"
+def within_quota(folder: Path, script: str) -> str:
+    """What a script says that is given a place with a quota, and one without."""
+    place = folder / "place"
     place.mkdir()
-    program = [sys.executable, "-c", COPY, str(place)]
+    program = [sys.executable, "-c", script, str(place), str(folder)]
     ran = subprocess.run(
-        [str(QUOTA), str(8 << 20), str(place), *program],
+        [str(QUOTA), str(LIMIT), str(place), *program],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
@@ -119,3 +85,17 @@ def test_copies_of_a_base_share_its_blocks_where_they_can(tmp_path: Path) -> Non
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_a_quota_is_told_as_a_full_disk_is(tmp_path: Path) -> None:
+    said = json.loads(within_quota(tmp_path, PUBLISH))
+    code, *told, message = said.pop("too large")
+    assert (code, told) == ("disk-full", [True, True])
+    assert "quota" in message
+    assert set(said.values()) == {True}, said
+
+
+def test_copies_of_a_base_share_its_blocks_where_they_can(tmp_path: Path) -> None:
+    """Four of five mebibytes, where there is room for eight."""
+    within_quota(tmp_path, COPY)

@@ -14,25 +14,15 @@ PUBLISH = """\
 import json, os, subprocess, sys, threading
 from pathlib import Path
 from globus_compute_apptainer.errors import StoreError
-from globus_compute_apptainer.store import cache, index
+from globus_compute_apptainer.store import cache
 from globus_compute_apptainer.store.cache import Store
-from globus_compute_apptainer.store.manifest import Manifest
+from integration.store.publishing import A, B, files_of, image_of, manifest
 
 cache.MIN_FREE_BYTES = 0
-SIF = bytes(index.SIF_MAGIC_AT) + index.SIF_MAGIC
 root = Path(sys.argv[1])
-A, B = ("sha256:" + letter * 64 for letter in "ab")
-
-def manifest(spec):
-    return Manifest(
-        spec_digest=spec, image_digest="", size=0, spec={}, base="", base_digest=None,
-        python=None, python_version=None, os="", packages=(), platform="linux/amd64",
-        apptainer_version="", builder_version="", created="", build_seconds=0.0)
 
 def image(mebibytes):
-    path = root.parent / f"{mebibytes}.sif"
-    path.write_bytes(SIF + os.urandom((mebibytes << 20) - len(SIF)))
-    return path
+    return image_of(root.parent, mebibytes)
 
 def attempt(call, *args):
     try:
@@ -41,7 +31,7 @@ def attempt(call, *args):
         return [error.code, bool(error.hint), bool(error.path)]
 
 def files():
-    return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+    return files_of(root)
 
 store, said = Store(root), {}
 store.prepare()

@@ -105,7 +105,7 @@ def workers() -> Iterator[Pool]:
     yield pool
     everything = of(pool)
     pool.close()
-    until(lambda: not survivors(everything), f"left: {survivors(everything)}")
+    until(lambda: not survivors(everything), lambda: f"{survivors(everything)}")
     until(lambda: not folder.exists(), "the pool's folder is left")
     assert Path("/proc/self/mounts").read_text() == mounts
 
@@ -161,7 +161,7 @@ def test_the_manager_dies_and_all_goes(workers, begin, function, number):
     assert "Apptainer runtime" in text and "squashfuse" in text
     workers.manager.send_signal(number)
     workers.manager.wait(60)
-    until(lambda: not survivors(everything), f"left: {survivors(everything)}")
+    until(lambda: not survivors(everything), lambda: f"{survivors(everything)}")
     until(lambda: not workers.folder.exists(), "the pool's folder is left")
 
 
@@ -171,7 +171,7 @@ def test_the_whole_process_group_is_killed(workers, begin):
     everything = of(workers)
     os.killpg(workers.manager.pid, signal.SIGKILL)
     workers.manager.wait(60)
-    until(lambda: not survivors(everything), f"left: {survivors(everything)}")
+    until(lambda: not survivors(everything), lambda: f"{survivors(everything)}")
     until(lambda: not workers.folder.exists(), "the pool's folder is left")
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 DEADLINE = 120.0
 
 
-def until(condition: Callable[[], object], what: str) -> None:
+def until(condition: Callable[[], object], what: str | Callable[[], str]) -> None:
+    """:param what: is wrong if it does not come true; asked for at the end"""
     deadline = time.monotonic() + DEADLINE
     while not condition():
-        assert time.monotonic() < deadline, what
+        late = time.monotonic() > deadline
+        assert not late, what if isinstance(what, str) else what()
         time.sleep(0.02)  # between looks, not instead of one
 
 

@@ -57,7 +57,6 @@ def test_the_tree_is_as_drawn(store, root, sif, manifest):
         f"{image}/image.sif",
         f"{image}/manifest.json",
         f"v2/index/linux-amd64/aa/{'a' * 64}.json",
-        "v2/locks/.upkeep",
     }
     tag = (root / "CACHEDIR.TAG").read_text()
     assert tag.startswith("Signature: 8a477f597d28d172789f06886806bc55")
@@ -159,7 +158,7 @@ def test_log_paths_are_fresh_and_ready(store):
 def test_prepare_may_be_called_always(store, root):
     store.prepare()
     store.prepare()
-    assert tree(root) == {"CACHEDIR.TAG", "v2/locks/.upkeep"}
+    assert tree(root) == {"CACHEDIR.TAG"}
 
 
 def test_prepare_sweeps_old_litter_only(store, root):

@@ -193,16 +193,17 @@ def test_a_dry_run_says_the_same_and_does_nothing(store, upkeep) -> None:
     assert not any(path.exists() for path in there)
 
 
-def test_the_start_does_it_once_a_day(store, upkeep) -> None:
+def test_it_is_done_once_a_day_and_not_when_somebody_waits(store, upkeep) -> None:
     place = lock(store, A)
-    store.prepare()
+    store.prepare()  # before every build
     assert place.exists()
-    age(store.top / "locks/.upkeep", seconds=86500)
-    store.prepare()
+    assert store.keep_up() == Swept(locks=1)
     assert not place.exists()
     again = lock(store, A)
-    Store(store.root).prepare()
+    assert Store(store.root).keep_up() == Swept()
     assert again.exists()
+    age(store.top / "locks/.upkeep", seconds=86500)
+    assert store.keep_up() == Swept(locks=1)
 
 
 # -- at the same moment ---------------------------------------------------------------

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from globus_compute_apptainer.pieces import Hasher
+from globus_compute_apptainer.store import integrity
+from globus_compute_apptainer.store.index import BYTECODE
 from globus_compute_apptainer.worker import stage
 from globus_compute_apptainer.worker.stage import Folder, staged
 
@@ -106,6 +108,10 @@ def with_bytecode(ordered, tmp_path):
         return ordered(bytecode=str(layer), **changes)
 
     return make
+
+
+def test_the_digest_of_the_layer_is_where_the_store_puts_it() -> None:
+    assert Path(BYTECODE).with_suffix(".sha256").name == integrity.BYTECODE_DIGEST
 
 
 def test_the_layer_of_bytecode_is_copied_too(with_bytecode, base):

@@ -27,8 +27,7 @@ from globus_compute_apptainer.build.bases import bootstrap, localfiles, remote
 from globus_compute_apptainer.build.bases.sources import Asked, Found
 from globus_compute_apptainer.build.bases.tags import Tags, written_time
 from globus_compute_apptainer.build.inventory import Inventory
-from globus_compute_apptainer.build.layers import piece_at
-from globus_compute_apptainer.pieces import Known, Piece
+from globus_compute_apptainer.pieces import Known, Piece, read_piece
 from globus_compute_apptainer.spec.base import LOCAL_AGENTS
 
 if TYPE_CHECKING:
@@ -143,7 +142,7 @@ class Bases:
         told: dict[str, Any] = {"digest": found.digest, "kind": found.kind}
         told |= {"made_from": found.what, "layers": list(found.layers)}
         told["size"] = target.stat().st_size
-        told["system"] = _piece(target, system)
+        told["system"] = _piece(job, target, system)
         _write(workspace / LOCK_FILE, told)
         seen = inventory.take(job, target)
         _write(workspace / INVENTORY_FILE, inventory.to_json(seen))
@@ -200,8 +199,9 @@ def check(job: Job, path: Path) -> sif.Part:
     )
 
 
-def _piece(path: Path, part: sif.Part) -> dict[str, Any]:
-    piece = piece_at(path, part.offset, part.size)
+def _piece(job: Job, path: Path, part: sif.Part) -> dict[str, Any]:
+    with path.open("rb") as file:
+        piece = read_piece(file, part.offset, part.size, job.check)
     return {"offset": part.offset, "size": piece.size, "sha256": piece.sha256}
 
 

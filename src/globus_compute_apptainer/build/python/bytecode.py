@@ -145,8 +145,7 @@ def compile_bytecode(
         on_line=on_line,
         cancel=cancel,
     )
-    pack = [squashfs.program(), str(root), str(target), *squashfs.options(fast=True)]
-    pack += ["-all-root", "-action", "chmod(ugo+rX)@true"]
+    pack = _packing(root, target)
     try:
         # The image's Python may leave links there: nothing is written after it ran.
         place_marker(root, key)
@@ -157,6 +156,11 @@ def compile_bytecode(
         return False
     finally:
         remove_tree(work)
+
+
+def _packing(root: Path, target: Path) -> list[str]:
+    pack = [squashfs.program(), str(root), str(target), *squashfs.options(fast=True)]
+    return [*pack, "-all-root", "-action", "chmod(ugo+rX)@true"]
 
 
 def _ends_well(command: Sequence[str], **how: Any) -> bool:

@@ -14,7 +14,6 @@ the first does not do is learned by trying it.
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +35,7 @@ from globus_compute_apptainer.build.python.uv import HostUv
 from globus_compute_apptainer.build.python.wheels import NoWheelError, Wheels
 from globus_compute_apptainer.build.scratch import private_folder
 from globus_compute_apptainer.build.system import kit
+from globus_compute_apptainer.errors import is_full
 
 if TYPE_CHECKING:
     from globus_compute_apptainer.build.inventory import Inventory, Python
@@ -176,7 +176,7 @@ def _work_folder(job: Job, packages: Path) -> Iterator[Path]:
             work.mkdir(parents=True, exist_ok=True)
             folder = stack.enter_context(private_folder(work))
         except OSError as error:
-            full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+            full = is_full(error)
             raise job.error(
                 f"the package cache {packages} cannot be used: {error.strerror}",
                 code="disk-full" if full else "cache-unusable",

@@ -61,8 +61,7 @@ def _bom(subject: Subject) -> Bom:
         ComponentType.CONTAINER,
         subject.name or "image",
         subject.digest,
-        ref=f"image:{subject.digest}",
-        hashes=[subject.digest],
+        ref=f"image:{subject.digest}",  # which is no hash of the file
     )
     parts = [*_base(subject), *_packages(subject)]
     bom = Bom(

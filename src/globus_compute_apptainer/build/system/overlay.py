@@ -12,7 +12,6 @@ says so, and the image must be flat.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -29,6 +28,7 @@ from globus_compute_apptainer.build.layers import LAYER_FILE, kept_layer
 from globus_compute_apptainer.build.scratch import remove_tree
 from globus_compute_apptainer.build.system import kit, lists, upper
 from globus_compute_apptainer.build.system.plan import KIT, SEAL_DEFINITION
+from globus_compute_apptainer.errors import is_full
 
 if TYPE_CHECKING:
     from globus_compute_apptainer.build.job import Job
@@ -204,7 +204,7 @@ def _check_room(job: Job) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        if is_full(error):
             raise job.error(
                 f"there is no room where images are built: {error.strerror}",
                 code="disk-full",

@@ -70,6 +70,7 @@ def test_it_is_valid() -> None:
 
 def test_the_same_image_gives_the_same_bytes() -> None:
     assert document(SUBJECT) == document(SUBJECT)
+    assert "hashes" not in read(SUBJECT)["metadata"]["component"]  # of no file
     other = read(replace(SUBJECT, digest=f"sha256:{'0' * 64}"))
     assert other["serialNumber"] != read(SUBJECT)["serialNumber"]
     assert other["metadata"]["timestamp"] == "2026-11-22T12:00:00+00:00"
