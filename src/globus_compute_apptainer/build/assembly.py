@@ -22,11 +22,8 @@ from globus_compute_apptainer.build.payload.payload import payload_layer
 from globus_compute_apptainer.build.python.environment import python_layer
 from globus_compute_apptainer.build.sif import SifError
 from globus_compute_apptainer.build.system.flat import build_flat
-from globus_compute_apptainer.build.system.overlay import (
-    OverlayUnsuitableError,
-    apt_layer,
-    post_layer,
-)
+from globus_compute_apptainer.build.system.overlay import apt_layer, post_layer
+from globus_compute_apptainer.build.system.surface import OverlayUnsuitableError
 from globus_compute_apptainer.owners import owned_name
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from globus_compute_apptainer.build.layer import marker
 from globus_compute_apptainer.build.layers import LAYER_FILE
 from globus_compute_apptainer.build.system.flat import build_flat
 from globus_compute_apptainer.build.system.lists import Lists
-from globus_compute_apptainer.build.system.overlay import OverlayUnsuitableError
+from globus_compute_apptainer.build.system.surface import OverlayUnsuitableError
 from globus_compute_apptainer.errors import BuildError
 from globus_compute_apptainer.store.shelf import Shelf
 from integration.build.overlays import Stack, listed, stacked
@@ -352,7 +352,7 @@ def test_a_host_without_overlays_gets_flat_images(
 ):
     stack.job = stack.make_job(apptainer=configured(enable_overlay="no"))
     with pytest.raises(OverlayUnsuitableError, match="enable overlay"):
-        stack.apt("tree")
+        stack.post("touch /x")
     assert stack.clean()
     image = tmp_path / "flat.sif"
     lock = build_flat(stack.job, stack.below.sif, (), image, apt=("tree",))

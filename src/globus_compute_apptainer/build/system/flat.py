@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from globus_compute_apptainer.build import sif, squashfs
 from globus_compute_apptainer.build.system import kit, unpack
-from globus_compute_apptainer.build.system.overlay import program
 from globus_compute_apptainer.build.system.plan import FLAT_DEFINITION
+from globus_compute_apptainer.build.system.surface import programmed
 
 if TYPE_CHECKING:
     from globus_compute_apptainer.build.apptainer import Apptainer
@@ -75,7 +75,7 @@ def _build(
     env = {
         **job.apptainer.environment(),
         **job.site.caller,
-        **program(unpack.__file__),
+        **programmed(unpack.__file__),
         "GC_APPTAINER_LAYERS": str(folder / "layers.json"),
         "APPTAINER_TMPDIR": str(laid.outside),
         "TMPDIR": str(laid.outside),

@@ -31,11 +31,11 @@ From: base.sif
 """
 """Apptainer runs in a directory where ``base.sif`` is a link to the base."""
 
-SEAL_DEFINITION: Final = """\
+HOST_DEFINITION: Final = """\
 Bootstrap: scratch
 
 %setup
-    exec "$GC_APPTAINER_PYTHON" -I -S -B "$GC_APPTAINER_PROGRAM" "$GC_APPTAINER_SEAL"
+    exec "$GC_APPTAINER_PYTHON" -I -S -B "$GC_APPTAINER_PROGRAM" "$GC_APPTAINER_ORDER"
 """
 """A build of nothing: its setup runs on the host, as root of the build's namespace,
 where every file of a build can be read and shows the owner it has inside."""

@@ -1,7 +1,7 @@
 """Makes a layer of what a container wrote into an overlay; stdlib only.
 
 Run by the host's Python as a program; where not everything :func:`is_ours`, inside the
-build's user namespace (see :data:`.plan.SEAL_DEFINITION`): there the files that belong
+build's user namespace (see :data:`.plan.HOST_DEFINITION`): there the files that belong
 to this user's sub-ids can be read, and show the owner they have in the image. Its one
 argument is a JSON file, written by :mod:`.overlay`:
 

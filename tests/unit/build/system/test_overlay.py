@@ -10,11 +10,8 @@ from globus_compute_apptainer.build.apptainer import Apptainer
 from globus_compute_apptainer.build.inventory import Inventory
 from globus_compute_apptainer.build.layer import Layer
 from globus_compute_apptainer.build.layers import LAYER_FILE, Below
-from globus_compute_apptainer.build.system.overlay import (
-    OverlayUnsuitableError,
-    apt_layer,
-    post_layer,
-)
+from globus_compute_apptainer.build.system.overlay import apt_layer, post_layer
+from globus_compute_apptainer.build.system.surface import OverlayUnsuitableError
 from globus_compute_apptainer.errors import BuildError
 from globus_compute_apptainer.spec.model import ImageSpec
 from globus_compute_apptainer.store.shelf import Shelf

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from globus_compute_apptainer.build.system.plan import (
     FLAT_DEFINITION,
-    SEAL_DEFINITION,
+    HOST_DEFINITION,
     kit_files,
 )
 from globus_compute_apptainer.errors import SpecError
 
 GOLDEN = Path(__file__).resolve().parents[3] / "golden/build"
-DEFINITIONS = {"flat": FLAT_DEFINITION, "seal": SEAL_DEFINITION}
+DEFINITIONS = {"flat": FLAT_DEFINITION, "host": HOST_DEFINITION}
 
 values = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 names = st.from_regex(r"GC_TEST_[A-Z0-9_]{1,8}", fullmatch=True)
