@@ -44,6 +44,7 @@ from globus_compute_apptainer.errors import (
     StoreError,
     internal,
 )
+from globus_compute_apptainer.images.care import Care
 from globus_compute_apptainer.images.completion import Completion, ImageBuilder
 from globus_compute_apptainer.images.making import Maker
 from globus_compute_apptainer.images.memory import Memory
@@ -100,9 +101,9 @@ class ImageService:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
     ) -> None:
-        self._store, self._max_cache_size = store, max_cache_size
+        self._store, self._care = store, Care(store, max_cache_size)
         self._sink, self._clock, self._now = sink, clock, now
-        self._lock, self._making_room = threading.Lock(), threading.Lock()
+        self._lock = threading.Lock()
         self._requests: dict[str, Request] = {}
         self._numbers = itertools.count(1)
         self._built = self._failed = 0
@@ -343,35 +344,8 @@ class ImageService:
             self._finish(request, Ready(image, mine, seconds), seconds)
         if lease is not None:
             lease.let_go()
-            self._look_after()
-
-    def _look_after(self) -> None:
-        """What happens to the cache here is no concern of those who wait."""
-        if self._closing.is_set():
-            return
-        old = self._store.keep_up()
-        if old.logs or old.locks:
-            log.info(
-                "%d old build logs, %d old locks were removed", old.logs, old.locks
-            )
-        if self._max_cache_size is not None:
-            self._make_room(self._max_cache_size)
-
-    def _make_room(self, limit: int) -> None:
-        try:
-            with self._making_room:
-                freed = self._store.make_room(limit)
-        except StoreError as error:
-            if error.code != "lock-timeout":  # somebody else is at it
-                log.warning("no room can be made: %s", error)
-            return
-        if freed.things:
-            log.info(
-                "%d things of %d bytes were removed from the cache, %d bytes are left",
-                len(freed.things),
-                freed.size,
-                freed.left,
-            )
+            if not self._closing.is_set():
+                self._care.take()
 
     def _tell(self, event: events.Event) -> None:
         try:
