@@ -19,6 +19,7 @@ from globus_compute_apptainer.build.conda.conda import conda_layer
 from globus_compute_apptainer.build.layer import Layer, layer_key
 from globus_compute_apptainer.build.layers import Below, known_pieces, sif_with
 from globus_compute_apptainer.build.payload.payload import payload_layer
+from globus_compute_apptainer.build.python.compiled import Compiled
 from globus_compute_apptainer.build.python.environment import python_layer
 from globus_compute_apptainer.build.sif import SifError
 from globus_compute_apptainer.build.system.flat import build_flat
@@ -69,8 +70,25 @@ class Assembly:
 
     @property
     def compiles(self) -> bool:
-        """Whether its bytecode is a layer of its own: flat images have it inside."""
-        return not self.flat and any(one.kind in {"pip", "conda"} for one in self._made)
+        """Whether its bytecode is to be a layer of its own. Flat images have it inside,
+        as a layer of wheels has that were compiled before."""
+        return not self.flat and any(
+            layer.kind in {"pip", "conda"} and not layer.lock.get("bytecode")
+            for layer in self._made
+        )
+
+    @property
+    def wheels(self) -> tuple[Compiled, Layer] | None:
+        """How the bytecode can be had without the image, where all its Python is in
+        one layer of wheels."""
+        python = self._below.inventory.python
+        found = [layer for layer in self._made if layer.kind != "apt"]
+        if python is None or [layer.lock.get("way") for layer in found] != ["wheels"]:
+            return None
+        (layer,) = found
+        packages, env = self._shelves.packages, str(layer.lock["environment"])
+        compiled = Compiled.of(packages, env, python)
+        return None if compiled is None else (compiled, layer)
 
     @property
     def made(self) -> tuple[Layer, ...]:

@@ -8,6 +8,7 @@ that specs share as much as they can.
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from globus_compute_apptainer.build import probe, squashfs
+from globus_compute_apptainer.build.apptainer import without_proxies
 from globus_compute_apptainer.build.assembly import Assembly
 from globus_compute_apptainer.build.bases.base import Base, Bases
 from globus_compute_apptainer.build.job import Job
@@ -40,7 +42,6 @@ from globus_compute_apptainer.errors import BuildError, is_full, is_refused
 if TYPE_CHECKING:
     from globus_compute_apptainer import events
     from globus_compute_apptainer.build.apptainer import Apptainer
-    from globus_compute_apptainer.build.layers import Below
     from globus_compute_apptainer.build.probe import Probe
     from globus_compute_apptainer.build.site import SiteAccess
     from globus_compute_apptainer.config import BuildConfig
@@ -102,6 +103,8 @@ class Builder:
             except BaseException as error:
                 job.transcript.finish(f"failed: {type(error).__name__}: {error}")
                 raise
+            finally:
+                job.settle()
             job.transcript.finish("done")
             return built
 
@@ -132,12 +135,25 @@ class Builder:
             cancel=cancel,
         )
 
-    def _compile(self, below: Below) -> Compile:
+    def _compile(self, assembly: Assembly) -> Compile:
         """What compiles the layers of an image in the making, from the shelf."""
+        below, wheels = assembly.below, assembly.wheels
+        key = layer_key("bytecode", below=below.keys)
 
         def compile_layers(
             target: Path, scratch: Path, cancel: threading.Event
         ) -> bool:
+            if wheels is not None:
+                compiled, layer = wheels
+                run = functools.partial(
+                    bytecode.ran_behind,
+                    env=without_proxies(self._apptainer.environment()),
+                    timeout=self._config.timeout,
+                    on_line=bytecode.ignore,
+                    cancel=cancel,
+                )
+                if compiled.pack(layer.file, target, key, run):
+                    return True
             return bytecode.compile_bytecode(
                 self._apptainer,
                 below.sif,
@@ -145,7 +161,7 @@ class Builder:
                 None,
                 target,
                 scratch,
-                key=layer_key("bytecode", below=below.keys),
+                key=key,
                 timeout=self._config.timeout,
                 cancel=cancel,
                 options=below.overlays,
@@ -197,7 +213,7 @@ class Builder:
         assembly.add(wishes, payload)
         assembly.add_post()
         if assembly.compiles:
-            layered(self._compile(assembly.below))
+            layered(self._compile(assembly))
         found = self._complete(assembly, target, finished)
         return self._built(job, order, base, assembly, found)
 

@@ -8,6 +8,7 @@ errors in one way, deadlines hold, and failures are diagnosed alike.
 from __future__ import annotations
 
 import platform
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +20,6 @@ from globus_compute_apptainer.build.diagnose import Diagnosis, diagnose
 from globus_compute_apptainer.errors import BuildError
 
 if TYPE_CHECKING:
-    import threading
-
     from globus_compute_apptainer.build.site import SiteAccess
     from globus_compute_apptainer.build.transcript import Transcript
     from globus_compute_apptainer.config import BuildConfig
@@ -60,6 +59,7 @@ class Job:
     fresh: bool = False
     clock: Callable[[], float] = time.monotonic
     deadline: float = field(default=0.0)
+    _beside: list[threading.Thread] = field(default_factory=list)
 
     @property
     def machine(self) -> str:
@@ -69,6 +69,17 @@ class Job:
     def left(self) -> float:
         """Seconds that the build may still take, at least 0."""
         return max(0.0, self.deadline - self.clock())
+
+    def beside(self, action: Callable[[], object], name: str) -> None:
+        """Do what no step waits for in a thread; :meth:`settle` does."""
+        thread = threading.Thread(target=action, name=name)
+        thread.start()
+        self._beside.append(thread)
+
+    def settle(self) -> None:
+        """Block until all is done that was begun beside."""
+        while self._beside:
+            self._beside.pop().join()
 
     def enter(self, stage: str, command: str = "") -> None:
         """A stage begins."""

@@ -62,9 +62,10 @@ class Below:
     @property
     def overlays(self) -> list[str]:
         """Options of ``exec`` that show base and layers together, read-only."""
-        # The first overlay that is named lies on top of the others: reversed.
+        # The last overlay that is named lies on top of the others, in every version
+        # (``AddLowerDir`` of Apptainer's pkg/util/fs/layout/layer/overlay).
         found: list[str] = []
-        for layer in reversed(self.layers):
+        for layer in self.layers:
             found += ["--overlay", f"{layer.file}:ro"]
         return found
 

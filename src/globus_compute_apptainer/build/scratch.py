@@ -23,7 +23,7 @@ from globus_compute_apptainer.errors import BuildError, ConfigError, HostError
 from globus_compute_apptainer.owners import of_the_dead, owned_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from globus_compute_apptainer.config import BuildConfig
 
@@ -134,12 +134,15 @@ def private_scratch(
 
 
 @contextlib.contextmanager
-def private_folder(parent: Path) -> Iterator[Path]:
+def private_folder(
+    parent: Path, remove: Callable[[Path], object] | None = None
+) -> Iterator[Path]:
     """A private empty directory in ``parent``, removed at the end.
 
     Also removes what dead builds of this user left there. Failing to remove is
     logged, never raised.
 
+    :param remove: sees to it that :func:`remove_tree` is done to it; by default at once
     :raises OSError: it cannot be made
     """
     sweep(parent)
@@ -148,7 +151,7 @@ def private_folder(parent: Path) -> Iterator[Path]:
     try:
         yield path
     finally:
-        remove_tree(path)
+        (remove or remove_tree)(path)
 
 
 @contextlib.contextmanager

@@ -224,8 +224,11 @@ def _failures_logged(what: str) -> Iterator[None]:
 
 
 def _lacks_bytecode(image: StoredImage) -> bool:
-    """Flat images are for hosts that show no layers, so they have it inside."""
-    made = {str(layer.get("kind")) for layer in image.manifest.layers}
+    """Flat images are for hosts that show no layers, so they have it inside; so have
+    layers of wheels that had been compiled before."""
     layered = image.manifest.strategy == "layered"
-    has_python = image.manifest.python is not None and bool(made & {"pip", "conda"})
+    has_python = image.manifest.python is not None and any(
+        layer.get("kind") in {"pip", "conda"} and not layer.get("bytecode")
+        for layer in image.manifest.layers
+    )
     return layered and has_python and image.bytecode is None

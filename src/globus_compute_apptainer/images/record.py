@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from globus_compute_apptainer import __version__
 from globus_compute_apptainer.errors import StoreError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import threading
     from pathlib import Path
 
+    from globus_compute_apptainer.build.layer import Layer
     from globus_compute_apptainer.build.order import Built
     from globus_compute_apptainer.pieces import Known
     from globus_compute_apptainer.spec.model import ImageSpec
@@ -67,11 +68,13 @@ def manifest_of(
         name=name,
         strategy="flat" if built.reason else "layered",
         reason=built.reason,
-        layers=tuple(
-            {"kind": layer.kind, "key": layer.key, "size": layer.size}
-            for layer in built.layers
-        ),
+        layers=tuple(map(_told, built.layers)),
         markers=built.markers,
         start=built.start,
         lock=built.lock,
     )
+
+
+def _told(layer: Layer) -> dict[str, Any]:
+    told = {"kind": layer.kind, "key": layer.key, "size": layer.size}
+    return {**told, "bytecode": True} if layer.lock.get("bytecode") else told

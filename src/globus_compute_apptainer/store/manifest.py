@@ -31,7 +31,8 @@ class Manifest:
     :param base: reference of the base image, ``agent://…``
     :param base_digest: what the reference was resolved to, None if not known
     :param strategy: ``layered``, or ``flat`` for the reason given in ``reason``
-    :param layers: over the base, lowest first: ``kind``, ``key`` and ``size`` each
+    :param layers: over the base, lowest first: ``kind``, ``key`` and ``size`` each,
+        and ``bytecode`` where it holds that of its packages
     :param markers: files inside that prove that the layers are there
     :param start: program inside that every task's process is started through
     :param lock: everything that the image was made from, see :mod:`..build.lock`

@@ -47,7 +47,10 @@ class Records:
         try:
             descriptor = os.open(folder, flags)
         except FileNotFoundError:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            # Not ``exist_ok``: that looks again, when it may have been removed.
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
             descriptor = os.open(folder, flags)
         try:
             yield cls(folder, descriptor)

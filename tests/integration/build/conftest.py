@@ -15,7 +15,15 @@ import pytest
 from globus_compute_apptainer import events
 from globus_compute_apptainer.build.apptainer import Apptainer, run
 from globus_compute_apptainer.build.job import Job
-from globus_compute_apptainer.build.order import Built, Order, Place, Shelves
+from globus_compute_apptainer.build.layers import Below
+from globus_compute_apptainer.build.order import (
+    Built,
+    Compile,
+    Order,
+    Place,
+    Shelves,
+    ignore,
+)
 from globus_compute_apptainer.build.scratch import private_scratch
 from globus_compute_apptainer.build.site import SiteAccess
 from globus_compute_apptainer.build.transcript import Transcript
@@ -24,6 +32,7 @@ from globus_compute_apptainer.errors import BuildError
 from globus_compute_apptainer.spec.model import ImageSpec
 from globus_compute_apptainer.spec.policy import Policy
 from globus_compute_apptainer.store.shelf import Shelf
+from integration.build.world import World
 
 
 @dataclass
@@ -37,6 +46,7 @@ class Workshop:
     told: list[events.Event] = field(default_factory=list)
     sink: Callable[[events.Event], None] | None = None
     cancel: threading.Event = field(default_factory=threading.Event)
+    layered: Callable[[Compile], None] = ignore
 
     @property
     def log(self) -> Path:
@@ -87,6 +97,7 @@ class Workshop:
                 Place(scratch, self.image, self.log),
                 sink=self.sink or self.told.append,
                 cancel=self.cancel,
+                layered=self.layered,
             )
 
     def error(self, base: str = "python:3.11-slim", **spec) -> BuildError:
@@ -160,3 +171,14 @@ def make_job(
 
     with log:
         yield make
+
+
+@pytest.fixture
+def world(tmp_path: Path, make_job, apptainer: Apptainer) -> World:
+    (tmp_path / "links").mkdir()
+    return World(tmp_path, make_job, apptainer)
+
+
+@pytest.fixture
+def base(world: World, python_sif: Path) -> Below:
+    return world.below(python_sif)

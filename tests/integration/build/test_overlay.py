@@ -83,6 +83,13 @@ def test_post_sees_the_layers_below_and_comes_after_them(stack: Stack):
     assert layer.marker == marker(layer.key)
 
 
+def test_a_layer_sees_the_one_below_it_over_those_further_down(stack: Stack):
+    stack.post("echo 1 >/x")
+    stack.post("echo 2 >/x")
+    stack.post("cp /x /seen")
+    assert stack.inside("cat /seen /x") == ["2", "2"]
+
+
 def test_packages_that_post_installs_are_named(stack: Stack):
     layer = stack.post("apt-get update", "apt-get install -y tree")
     assert [package["name"] for package in layer.lock["packages"]] == ["tree"]

@@ -114,10 +114,10 @@ def test_the_marker_is_named_by_the_key(tmp_path) -> None:
     assert marker(KEY).rpartition("/")[2] == KEY.removeprefix("sha256:")[:32]
 
 
-def test_the_topmost_layer_is_named_first() -> None:
+def test_the_topmost_layer_is_named_last() -> None:
     low, high = (Layer(k, KEY, Path(f"/{k}.sqfs")) for k in ("apt", "pip"))
     below = Below("sha256:b", Path("/base.sif"), INVENTORY, (low, high))
-    options = ["--overlay", "/pip.sqfs:ro", "--overlay", "/apt.sqfs:ro"]
+    options = ["--overlay", "/apt.sqfs:ro", "--overlay", "/pip.sqfs:ro"]
     assert below.overlays == options
     assert replace(below, layers=()).overlays == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ def test_an_image_without_python_packages_needs_none(service, builder) -> None:
     service.settle()
     assert builder.compiled == []
     assert ready.image.bytecode is None
+
+
+def test_an_image_with_layers_that_hold_theirs_needs_none(
+    service, builder, tmp_path
+) -> None:
+    builder.layers = (replace(layer("pip", tmp_path), lock={"bytecode": True}),)
+    ready = service.request(IMAGE).result(30)
+    service.settle()
+    assert builder.compiled == []
+    assert ready.image.bytecode is None
+    assert ready.image.manifest.layers[0]["bytecode"] is True
 
 
 def test_what_a_process_left_incomplete_the_next_one_completes(

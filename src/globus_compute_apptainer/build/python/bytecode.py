@@ -1,9 +1,9 @@
 """Bytecode of a finished image, in a squashfs file of its own beside it.
 
-Runs in the endpoint process. Images are published without bytecode, since compiling
-takes as long as all the rest; without it every new process compiles anew. So it is made
-by the image's own Python as soon as the layers are there, beside the rest of the build,
-which does not wait for it; and laid over the image where containers start.
+Runs in the endpoint process. No image waits for bytecode that is not there yet, since
+compiling takes as long as all the rest; without it every new process compiles anew. So it
+is made as soon as the layers are there, beside the rest of the build, and laid over the
+image where containers start: by the image's own Python, if :mod:`.compiled` cannot.
 
 Nothing is written next to sources: the compiled files are laid out as the image would
 have them, and are *unchecked* (PEP 552): Python takes them without looking at the
@@ -42,29 +42,38 @@ _LAST: Final = (
     "sh",
 )
 
-# Any Python from 3.7 on. Every child takes every n-th file; what does not compile
-# (templates, code for other versions) is left to whoever imports it, and so are tests,
-# often the greater part of a package.
-_PROGRAM: Final = r"""
+PROGRAM: Final = r"""
 import os, py_compile, sys
 from importlib.util import cache_from_source
-most, out, *roots = sys.argv[1:]
-mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+most, out, below, *roots = sys.argv[1:]
+modes = py_compile.PycInvalidationMode
+mode = modes.TIMESTAMP if below else modes.UNCHECKED_HASH
 files = []
 for root in roots:
-    for folder, names, found in os.walk(root):
+    for folder, names, found in os.walk(below + root):
         names[:] = [n for n in names if n not in ("__pycache__", "tests", "test")]
         for name in found:
             if name.endswith(".py"):
-                files.append(os.path.join(folder, name))
+                files.append(os.path.join(folder, name)[len(below):])
+def is_there(target, path):
+    try:
+        status = os.stat(path)
+        with open(target, "rb") as file:
+            head = file.read(16)
+    except OSError:
+        return False
+    if head[4:8] != bytes(4):
+        return True
+    numbers = int(status.st_mtime) & 0xFFFFFFFF, status.st_size & 0xFFFFFFFF
+    return head[8:16] == b"".join(n.to_bytes(4, "little") for n in numbers)
 def compile_every(first, step):
     for path in files[first::step]:
         target = cache_from_source(path)
-        if os.path.exists(target):
+        if is_there(below + target, below + path):
             continue
         try:
             py_compile.compile(
-                path, out + target, path, doraise=True, invalidation_mode=mode
+                below + path, out + target, path, doraise=True, invalidation_mode=mode
             )
         except Exception:
             pass
@@ -82,6 +91,10 @@ for number in range(jobs):
     children.append(child)
 sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
 """
+"""For any Python from 3.7 on: how many processes at most, where to write, what is put
+before all paths, and the directories. Every child takes every n-th file; what does not
+compile (templates, code for other versions) is left to whoever imports it, and so are
+tests, often the greater part of a package."""
 
 
 # The Python that tasks will use, as :mod:`..probe` finds it.
@@ -92,7 +105,7 @@ _FIRST_ON_PATH: Final = (
 )
 
 
-def _ignore(line: str) -> None:
+def ignore(line: str) -> None:
     """For those who do not want to know."""
 
 
@@ -108,7 +121,7 @@ def compile_bytecode(
     timeout: float,
     cancel: threading.Event | None = None,
     options: Sequence[str] = (),
-    on_line: Callable[[str], None] = _ignore,
+    on_line: Callable[[str], None] = ignore,
 ) -> bool:
     """Write ``target``, a squashfs file with the bytecode that ``image`` lacks.
 
@@ -132,20 +145,20 @@ def compile_bytecode(
     start = _FIRST_ON_PATH if python is None else (python,)
     argv = apptainer.exec_argv(
         image,
-        [*start, "-I", "-S", "-B", "-c", _PROGRAM, most, f"{KIT}/root", *roots],
+        [*start, "-I", "-S", "-B", "-c", PROGRAM, most, f"{KIT}/root", "", *roots],
         binds=[bind(root, f"{KIT}/root")],
         options=[*options, "--containall", "--workdir", str(work / "contained")],
         cwd="/",
     )
 
     ends_well = functools.partial(
-        _ends_well,
+        ran_behind,
         env=without_proxies(apptainer.environment()),
         timeout=timeout,
         on_line=on_line,
         cancel=cancel,
     )
-    pack = _packing(root, target)
+    pack = packing(root, target)
     try:
         # The image's Python may leave links there: nothing is written after it ran.
         place_marker(root, key)
@@ -158,10 +171,15 @@ def compile_bytecode(
         remove_tree(work)
 
 
-def _packing(root: Path, target: Path) -> list[str]:
+def packing(root: Path, target: Path) -> list[str]:
+    """The command that packs bytecode."""
     pack = [squashfs.program(), str(root), str(target), *squashfs.options(fast=True)]
     return [*pack, "-all-root", "-action", "chmod(ugo+rX)@true"]
 
 
-def _ends_well(command: Sequence[str], **how: Any) -> bool:
+def ran_behind(command: Sequence[str], **how: Any) -> bool:
+    """Run a program behind whatever else runs; whether it ended well.
+
+    :param how: as :func:`~..apptainer.run` takes it
+    """
     return run([*_LAST, *command], **how).ok

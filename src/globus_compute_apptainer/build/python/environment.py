@@ -14,6 +14,7 @@ the first does not do is learned by trying it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,10 +31,11 @@ from globus_compute_apptainer.build.layer import (
 )
 from globus_compute_apptainer.build.layers import LAYER_FILE, kept_layer, squash
 from globus_compute_apptainer.build.python import resolution, uv, venv
+from globus_compute_apptainer.build.python.compiled import Compiled
 from globus_compute_apptainer.build.python.inside import Inside
 from globus_compute_apptainer.build.python.uv import HostUv
 from globus_compute_apptainer.build.python.wheels import NoWheelError, Wheels
-from globus_compute_apptainer.build.scratch import private_folder
+from globus_compute_apptainer.build.scratch import private_folder, remove_tree
 from globus_compute_apptainer.build.system import kit
 from globus_compute_apptainer.errors import is_full
 
@@ -171,10 +173,15 @@ def _either_way(made: _Made, packages: Path) -> Layer | None:
 def _work_folder(job: Job, packages: Path) -> Iterator[Path]:
     """A private directory on the file system of the package cache."""
     work = packages / "work"
+
+    def later(folder: Path) -> None:
+        # Thousands of files, and what comes next does not need the room.
+        job.beside(functools.partial(remove_tree, folder), "remove-environment")
+
     with contextlib.ExitStack() as stack:
         try:
             work.mkdir(parents=True, exist_ok=True)
-            folder = stack.enter_context(private_folder(work))
+            folder = stack.enter_context(private_folder(work, later))
         except OSError as error:
             full = is_full(error)
             raise job.error(
@@ -296,12 +303,22 @@ def _make(
     env.parent.mkdir(parents=True)
     root.chmod(0o755)  # it will be the image's own
     way.install(new, env)
+    complete = _lay_bytecode(made, way, env)
     place_marker(root, key)
     script = root / SCRIPT.lstrip("/")
     script.parent.mkdir(parents=True)
     script.write_text(f'PATH="{made.env}/bin:$PATH"\nexport PATH\n', "utf-8")
     squash(made.job, root, workspace / LAYER_FILE, *READABLE)
-    return _lock(made, way, new, venv.installed(env, made.python.minor))
+    lock = _lock(made, way, new, venv.installed(env, made.python.minor))
+    return {**lock, "bytecode": complete}
+
+
+def _lay_bytecode(made: _Made, way: Wheels | Inside, env: Path) -> bool:
+    """Lay in what was compiled before; whether nothing is left to compile."""
+    if not isinstance(way, Wheels):
+        return False
+    known = Compiled.of(way.host.packages, made.env, made.python)
+    return known is not None and known.lay(env)
 
 
 def _lock(

@@ -5,6 +5,7 @@ host ever sees::
 
     uv/          uv's own
     standins/    what bases have, see :mod:`.standins`; by content, never changed
+    compiled/    bytecode of wheels, see :mod:`.compiled`
     work/        environments being filled, removed at the end and swept
     programs/    uv as a static program, for what runs inside images
 """
@@ -174,9 +175,11 @@ class Follower:
             self._pass_on(text)
 
     def release(self) -> None:
-        self.held = False
-        for text in self.said:
-            self._pass_on(text)
+        """Pass on what was held back."""
+        if self.held:
+            self.held = False
+            for text in self.said:
+                self._pass_on(text)
 
     def _pass_on(self, text: str) -> None:
         self.job.transcript.line(text)

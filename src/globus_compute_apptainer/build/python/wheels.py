@@ -92,9 +92,14 @@ class Wheels:
         lock.write_text("".join(f"{pin.line}\n" for pin in pins), "utf-8")
         argv = [*INSTALL, "--python", str(venv.lay_host(env))]
         argv += [*uv.hash_options(pins), "--requirement", str(lock), *self._options]
-        follower = Follower(self.host.job, len(pins))
-        if not self.host(argv, follower):
-            raise self._failure(follower)
+        # What these are, is settled: where all files are in the cache, no index has
+        # anything to add, but would be asked.
+        follower = Follower(self.host.job, len(pins), held=True)
+        if not self.host([*argv, "--offline"], follower):
+            follower = Follower(self.host.job, len(pins))
+            if not self.host(argv, follower):
+                raise self._failure(follower)
+        follower.release()
         venv.turn(env, self.python)
 
     @property

@@ -67,7 +67,11 @@ def assemble(
         found["spec"] = dict(spec)
     for layer in layers:
         if layer.kind in KINDS:
-            found[layer.kind] = dict(layer.lock)
+            told = dict(layer.lock)
+            told.pop(
+                "bytecode", None
+            )  # of this making of the layer, not of the packages
+            found[layer.kind] = told
     found["tools"] = dict(sorted({**_tools(found), **tools}.items()))
     return found
 

@@ -57,7 +57,6 @@ class Surface:
 
     @property
     def options(self) -> tuple[str, ...]:
-        # As a build: the first overlay that is named lies on top.
         return ("--overlay", str(self.folder), *self.below.overlays)
 
     def seal(self, target: Path) -> None:
