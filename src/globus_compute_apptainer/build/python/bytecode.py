@@ -1,9 +1,9 @@
 """Bytecode of a finished image, in a squashfs file of its own beside it.
 
 Runs in the endpoint process. No image waits for bytecode that is not there yet, since
-compiling takes as long as all the rest; without it every new process compiles anew. So it
-is made as soon as the layers are there, beside the rest of the build, and laid over the
-image where containers start: by the image's own Python, if :mod:`.compiled` cannot.
+compiling takes as long as all the rest; without it every new process compiles anew. So
+it is made as soon as the layers are there, beside the rest of the build, and laid over
+the image where containers start: by the image's own Python, if :mod:`.compiled` cannot.
 
 Nothing is written next to sources: the compiled files are laid out as the image would
 have them, and are *unchecked* (PEP 552): Python takes them without looking at the
