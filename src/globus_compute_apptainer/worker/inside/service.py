@@ -35,6 +35,7 @@ def serve(library: str, sdk_version: str, wanted: str) -> None:
     sys.modules["__main__"] = types.ModuleType("__main__")
     install_library(library, sdk_version)
     importlib.import_module("globus_compute_sdk.serialize")
+    gc.enable()
     failed = preload.load(json.loads(wanted))
     begin = messages.receive(control)
     if begin is None:
@@ -43,9 +44,8 @@ def serve(library: str, sdk_version: str, wanted: str) -> None:
     messages.close(begin[1])
     details = _details(sdk_version)
     gc.freeze()  # pages that no collection touches stay shared
-    zygote = Zygote(control, memory, _work)
+    zygote = Zygote(control, memory, _work, _rehearse)
     messages.send(control, {"kind": "hello", "details": details, "failed": failed})
-    _rehearse()
     zygote.run()
 
 

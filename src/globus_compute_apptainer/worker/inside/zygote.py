@@ -45,10 +45,18 @@ class Zygote:
     :param control: messages from and to the keeper
     :param memory: for the children's :class:`.Activity`
     :param work: what a child does with its connection, error stream and traits
+    :param rehearse: what makes later children quick; not before the first has its work
     """
 
-    def __init__(self, control: socket.socket, memory: mmap.mmap, work: Work) -> None:
+    def __init__(
+        self,
+        control: socket.socket,
+        memory: mmap.mmap,
+        work: Work,
+        rehearse: Callable[[], None],
+    ) -> None:
         self._control, self._memory, self._work = control, memory, work
+        self._rehearse: Optional[Callable[[], None]] = rehearse
         self._kin: Dict[int, Kin] = {}
         self._free = list(range(SLOTS))
         self._retired = False
@@ -65,7 +73,7 @@ class Zygote:
             lacking = self._spare is None and not self._retired
             ready = poll.poll(PAUSE_MILLISECONDS if lacking else None)
             if lacking and not ready:
-                self._spare = self._fork()
+                self._make_spare()
             for fd, _ in ready:
                 if fd == self._wake.fileno():
                     processes.drain(self._wake)
@@ -73,6 +81,12 @@ class Zygote:
                 elif not self._told():
                     poll.unregister(self._control)
                     self._retire()
+
+    def _make_spare(self) -> None:
+        if self._rehearse is not None:
+            self._rehearse()
+            self._rehearse = None
+        self._spare = self._fork()
 
     def _told(self) -> bool:
         """Take the keeper's message; False if there is no keeper any more."""
