@@ -28,14 +28,17 @@ from .streams import PRIVATE_FD, Streams
 from .zygote import Zygote
 
 
-def serve(library: str, sdk_version: str, wanted: str) -> None:
-    """Be the zygote until nobody needs it."""
-    control = _control()
-    # A task's __main__ is its own, not ours.
+def import_all(library: str, sdk_version: str) -> None:
+    """Import what every task needs."""
+    # A task's __main__ is its own, not ours; dill remembers it.
     sys.modules["__main__"] = types.ModuleType("__main__")
     install_library(library, sdk_version)
     importlib.import_module("globus_compute_sdk.serialize")
-    gc.enable()
+
+
+def serve(sdk_version: str, wanted: str) -> None:
+    """Be the zygote until nobody needs it."""
+    control = _control()
     failed = preload.load(json.loads(wanted))
     begin = messages.receive(control)
     if begin is None:

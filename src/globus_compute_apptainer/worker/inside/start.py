@@ -27,9 +27,15 @@ def main() -> None:
         found = "%d.%d" % sys.version_info[:2]
         sys.exit("the image has Python %s; tasks need 3.9 or newer" % found)
     del sys.path[0]  # our folder is not the task's to import from
-    gc.disable()  # what is imported is not garbage; a tenth of the time would be for that
+    gc.disable()  # what is imported is not garbage, and looking for some takes time
+    from . import ahead
+
+    reader = ahead.begin()
     from . import service
 
     library, sdk_version, wanted = sys.argv[1:]
     del sys.argv[1:]
-    service.serve(library, sdk_version, wanted)
+    service.import_all(library, sdk_version)
+    ahead.end(reader)
+    gc.enable()
+    service.serve(sdk_version, wanted)
