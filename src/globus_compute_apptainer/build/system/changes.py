@@ -7,6 +7,7 @@ is a JSON file, written by :mod:`.surface`:
 * ``drop``: names in it that are ours
 * ``upper``: the directory to move the changes to, as an overlay would hold them: what
   is gone is a character device 0/0
+* ``answer``: the file to write the ``reason`` to, where no layer can be made of them
 * ``then``: the program that makes a layer of that, :mod:`.upper`, given the same file
 
 A file has changed if another one was there before, or its status was changed since:
@@ -25,6 +26,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = "."
+
+
+class WhiteoutError(Exception):
+    """Something that is gone cannot be noted; the text says what."""
 
 
 @dataclass
@@ -47,7 +52,12 @@ def main(order_file: str) -> int:
     tree, before, upper = (Path(order[name]) for name in ("tree", "before", "upper"))
     names = json.loads(before.read_text(encoding="ascii"))
     since = before.stat().st_ctime_ns
-    move(tree, upper, changes(tree, names, since, frozenset(order["drop"])))
+    try:
+        move(tree, upper, changes(tree, names, since, frozenset(order["drop"])))
+    except WhiteoutError as error:
+        answer = json.dumps({"reason": str(error)})
+        Path(order["answer"]).write_text(answer, encoding="utf-8")
+        return 0
     command = [sys.executable, "-I", "-S", "-B", order["then"], order_file]
     with subprocess.Popen(command) as making:
         shutil.rmtree(tree, ignore_errors=True)
@@ -111,11 +121,23 @@ def move(tree: Path, upper: Path, found: Changes) -> None:
     for file in found.files:
         (tree / file).rename(upper / file)
     for name in found.gone:
-        os.mknod(upper / name, stat.S_IFCHR)
+        white_out(upper / name, name)
     for folder, status in reversed(found.folders.items()):
         os.chown(upper / folder, status.st_uid, status.st_gid)
         (upper / folder).chmod(stat.S_IMODE(status.st_mode))
         os.utime(upper / folder, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def white_out(path: Path, name: str) -> None:
+    """Note that something is gone.
+
+    :raises WhiteoutError: only real root may here (Linux before 5.8)
+    """
+    try:
+        os.mknod(path, stat.S_IFCHR)
+    except PermissionError:
+        text = f"this machine cannot note in a layer that /{ascii(name)[1:-1]} is gone"
+        raise WhiteoutError(text) from None
 
 
 if __name__ == "__main__":

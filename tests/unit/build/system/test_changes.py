@@ -144,6 +144,31 @@ def test_a_layer_needs_no_marks_that_only_this_machine_understands(box: Sandbox)
     assert upper.unsuitable(box.take(), [["false"]]) == ""
 
 
+def test_where_nothing_can_be_noted_as_gone_there_is_no_layer(box, monkeypatch):
+    """As on Linux before 5.8, whose user namespaces may not make the device."""
+
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    (box.tree / "etc/motd").unlink()
+    answer = box.upper.with_name("answer.json")
+    order = {
+        "tree": str(box.tree),
+        "before": str(box.before),
+        "upper": str(box.upper),
+        "answer": str(answer),
+        "drop": [],
+        "then": "/no/such/program",
+    }
+    told = box.upper.with_name("order.json")
+    told.write_text(json.dumps(order))
+    monkeypatch.setattr(os, "mknod", refused)
+    assert changes.main(str(told)) == 0
+    assert json.loads(answer.read_text()) == {
+        "reason": "this machine cannot note in a layer that /etc/motd is gone"
+    }
+
+
 PLACES = st.sampled_from(
     "etc etc/motd etc/apt usr usr/a usr/a/b usr/a/d usr/e usr/same lib "
     "new usr/new new/new".split()
