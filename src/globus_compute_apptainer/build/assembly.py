@@ -71,10 +71,15 @@ class Assembly:
     @property
     def compiles(self) -> bool:
         """Whether its bytecode is to be a layer of its own. Flat images have it inside,
-        as a layer of wheels has that were compiled before."""
-        return not self.flat and any(
-            layer.kind in {"pip", "conda"} and not layer.lock.get("bytecode")
-            for layer in self._made
+        as a layer of wheels has that were compiled before; not what lies over those."""
+        kinds = {layer.kind for layer in self._made}
+        return (
+            not self.flat
+            and not kinds.isdisjoint({"pip", "conda"})
+            and any(
+                layer.kind != "apt" and not layer.lock.get("bytecode")
+                for layer in self._made
+            )
         )
 
     @property

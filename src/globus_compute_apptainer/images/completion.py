@@ -225,10 +225,12 @@ def _failures_logged(what: str) -> Iterator[None]:
 
 def _lacks_bytecode(image: StoredImage) -> bool:
     """Flat images are for hosts that show no layers, so they have it inside; so have
-    layers of wheels that had been compiled before."""
+    layers of wheels that had been compiled before, but not what lies over those."""
+    layers = image.manifest.layers
+    kinds = {str(layer.get("kind")) for layer in layers}
     layered = image.manifest.strategy == "layered"
-    has_python = image.manifest.python is not None and any(
-        layer.get("kind") in {"pip", "conda"} and not layer.get("bytecode")
-        for layer in image.manifest.layers
+    has_python = image.manifest.python is not None and bool(kinds & {"pip", "conda"})
+    lacks = any(
+        layer.get("kind") != "apt" and not layer.get("bytecode") for layer in layers
     )
-    return layered and has_python and image.bytecode is None
+    return layered and has_python and lacks and image.bytecode is None

@@ -132,6 +132,8 @@ def test_an_image_of_wheels_that_are_known_is_complete_at_once(workshop, tmp_pat
     assert "bytecode" not in built.lock["pip"]
     (said,) = workshop.inside("python3", "-c", "import attr; print(attr.__cached__)")
     assert workshop.inside("ls", said) == [said]
+    workshop.build(pip=("attrs",), post=("touch /x",))
+    assert len(begun) == 3, "a script may have changed what was compiled"
 
 
 def test_a_wheel_that_says_wrong_things_of_its_sources_is_not_compiled_for_others(

@@ -68,6 +68,14 @@ def test_an_image_with_layers_that_hold_theirs_needs_none(
     assert ready.image.manifest.layers[0]["bytecode"] is True
 
 
+def test_what_lies_over_such_layers_is_compiled(service, builder, tmp_path) -> None:
+    known = replace(layer("pip", tmp_path), lock={"bytecode": True})
+    builder.layers = (layer("apt", tmp_path), known, layer("post", tmp_path))
+    ready = service.request(IMAGE).result(30)
+    service.settle()
+    assert builder.compiled == [ready.image.path]
+
+
 def test_what_a_process_left_incomplete_the_next_one_completes(
     service, builder, tmp_path
 ) -> None:
