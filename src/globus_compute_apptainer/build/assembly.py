@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from globus_compute_apptainer.build import inventory
 from globus_compute_apptainer.build.conda.conda import conda_layer
-from globus_compute_apptainer.build.layer import Layer, layer_key
+from globus_compute_apptainer.build.layer import Layer, lacks_bytecode, layer_key
 from globus_compute_apptainer.build.layers import Below, known_pieces, sif_with
 from globus_compute_apptainer.build.payload.payload import payload_layer
 from globus_compute_apptainer.build.python.compiled import Compiled
@@ -72,15 +72,8 @@ class Assembly:
     def compiles(self) -> bool:
         """Whether its bytecode is to be a layer of its own. Flat images have it inside,
         as a layer of wheels has that were compiled before; not what lies over those."""
-        kinds = {layer.kind for layer in self._made}
-        return (
-            not self.flat
-            and not kinds.isdisjoint({"pip", "conda"})
-            and any(
-                layer.kind != "apt" and not layer.lock.get("bytecode")
-                for layer in self._made
-            )
-        )
+        told = ((layer.kind, layer.has_bytecode) for layer in self._made)
+        return not self.flat and lacks_bytecode(told)
 
     @property
     def wheels(self) -> tuple[Compiled, Layer] | None:

@@ -71,10 +71,15 @@ class Job:
         return max(0.0, self.deadline - self.clock())
 
     def beside(self, action: Callable[[], object], name: str) -> None:
-        """Do what no step waits for in a thread; :meth:`settle` does."""
+        """Do what no step waits for in a thread; :meth:`settle` does. At once, where no
+        thread is to be had."""
         thread = threading.Thread(target=action, name=name)
-        thread.start()
-        self._beside.append(thread)
+        try:
+            thread.start()
+        except RuntimeError:
+            action()
+        else:
+            self._beside.append(thread)
 
     def settle(self) -> None:
         """Block until all is done that was begun beside."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -63,6 +63,22 @@ class Layer:
     @property
     def marker(self) -> str:
         return marker(self.key)
+
+    @property
+    def has_bytecode(self) -> bool:
+        """Whether it brings the bytecode of all its packages."""
+        return bool(self.lock.get("bytecode"))
+
+
+def lacks_bytecode(layers: Iterable[tuple[str, bool]]) -> bool:
+    """Whether bytecode is to be laid over an image with these layers: where it has
+    Python packages, and one of the layers may hold sources that are not compiled.
+
+    :param layers: kind of each, and whether it has its bytecode
+    """
+    told = list(layers)
+    packages = any(kind in {"pip", "conda"} for kind, _ in told)
+    return packages and any(not has for kind, has in told if kind != "apt")
 
 
 def layer_key(kind: str, **made_of: Any) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from globus_compute_apptainer import events
+from globus_compute_apptainer.build.layer import lacks_bytecode
 from globus_compute_apptainer.build.order import Built, Compile, Order, Place
 from globus_compute_apptainer.build.scratch import private_scratch
 from globus_compute_apptainer.config import BuildConfig
@@ -224,13 +225,11 @@ def _failures_logged(what: str) -> Iterator[None]:
 
 
 def _lacks_bytecode(image: StoredImage) -> bool:
-    """Flat images are for hosts that show no layers, so they have it inside; so have
-    layers of wheels that had been compiled before, but not what lies over those."""
-    layers = image.manifest.layers
-    kinds = {str(layer.get("kind")) for layer in layers}
-    layered = image.manifest.strategy == "layered"
-    has_python = image.manifest.python is not None and bool(kinds & {"pip", "conda"})
-    lacks = any(
-        layer.get("kind") != "apt" and not layer.get("bytecode") for layer in layers
+    """Flat images are for hosts that show no layers, so they have it inside."""
+    manifest = image.manifest
+    told = (
+        (str(layer.get("kind")), bool(layer.get("bytecode")))
+        for layer in manifest.layers
     )
-    return layered and has_python and lacks and image.bytecode is None
+    able = manifest.strategy == "layered" and manifest.python is not None
+    return able and image.bytecode is None and lacks_bytecode(told)

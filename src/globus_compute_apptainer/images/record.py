@@ -77,4 +77,4 @@ def manifest_of(
 
 def _told(layer: Layer) -> dict[str, Any]:
     told = {"kind": layer.kind, "key": layer.key, "size": layer.size}
-    return {**told, "bytecode": True} if layer.lock.get("bytecode") else told
+    return {**told, "bytecode": True} if layer.has_bytecode else told

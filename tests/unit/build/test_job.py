@@ -123,3 +123,27 @@ def test_an_error_carries_the_stage_it_is_about(make_job) -> None:
         "policy"
     )
     assert job.error("oh").stage == "pack"
+
+
+def test_what_was_begun_beside_is_done_when_the_job_has_settled(make_job):
+    job, gate, done = make_job(), threading.Event(), []
+
+    def later() -> None:
+        gate.wait(30)
+        done.append(threading.current_thread())
+
+    job.beside(later, "later")
+    assert done == []
+    gate.set()
+    job.settle()
+    assert done != [threading.current_thread()]
+
+
+def test_without_threads_it_is_done_at_once(make_job, monkeypatch):
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    job, done = make_job(), []
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    job.beside(lambda: done.append(1), "now")
+    assert done == [1]

@@ -10,7 +10,13 @@ import pytest
 
 from globus_compute_apptainer.build import layers
 from globus_compute_apptainer.build.inventory import Inventory
-from globus_compute_apptainer.build.layer import Layer, layer_key, marker, place_marker
+from globus_compute_apptainer.build.layer import (
+    Layer,
+    lacks_bytecode,
+    layer_key,
+    marker,
+    place_marker,
+)
 from globus_compute_apptainer.build.layers import Below, copy_file, kept_layer
 from globus_compute_apptainer.errors import BuildError
 from globus_compute_apptainer.store.shelf import Shelf
@@ -145,3 +151,18 @@ def test_a_copy_can_be_ended(tmp_path) -> None:
 
     with pytest.raises(BuildError):
         copy_file(tmp_path / "a", tmp_path / "b", stop)
+
+
+@pytest.mark.parametrize(
+    ("layers", "lacks"),
+    [
+        ((), False),
+        ((("apt", False), ("post", False)), False),  # nothing that is imported much
+        ((("pip", False),), True),
+        ((("apt", False), ("pip", True)), False),
+        ((("pip", True), ("post", False)), True),
+        ((("conda", False), ("pip", True)), True),
+    ],
+)
+def test_bytecode_is_lacking_where_sources_are_not_compiled(layers, lacks) -> None:
+    assert lacks_bytecode(layers) is lacks

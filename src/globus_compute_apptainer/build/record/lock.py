@@ -67,10 +67,8 @@ def assemble(
         found["spec"] = dict(spec)
     for layer in layers:
         if layer.kind in KINDS:
-            told = dict(layer.lock)
-            told.pop(
-                "bytecode", None
-            )  # of this making of the layer, not of the packages
+            # Bytecode is of this making of the layer, not of its packages.
+            told = {n: value for n, value in layer.lock.items() if n != "bytecode"}
             found[layer.kind] = told
     found["tools"] = dict(sorted({**_tools(found), **tools}.items()))
     return found

@@ -10,20 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from globus_compute_apptainer.build.inventory import Python
 from globus_compute_apptainer.build.python import compiled
 from globus_compute_apptainer.build.python.compiled import Compiled
+from unit.build.python.pythons import PYTHON
 
-OURS = Python(
-    executable="/usr/bin/python3",
+OURS = replace(
+    PYTHON,
     version=platform.python_version(),
     implementation=sys.implementation.name,
-    prefix="/usr",
-    base_prefix="/usr",
-    base_executable="/usr/bin/python3",
-    site_packages=(),
-    free_threaded=False,
-    packages=(),
 )
 
 

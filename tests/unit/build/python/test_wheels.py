@@ -5,21 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from globus_compute_apptainer.build.inventory import Python
 from globus_compute_apptainer.build.python.uv import HostUv
 from globus_compute_apptainer.build.python.wheels import Wheels
-
-PYTHON = Python(
-    executable="/usr/bin/python3",
-    version="3.13.5",
-    implementation="cpython",
-    prefix="/usr",
-    base_prefix="/usr",
-    base_executable="/usr/bin/python3",
-    site_packages=(),
-    free_threaded=False,
-    packages=(),
-)
+from unit.build.python.pythons import PYTHON
 
 
 def test_a_base_that_hides_its_packages_shares_no_layer(make_job, tmp_path: Path):
