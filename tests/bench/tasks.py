@@ -35,6 +35,7 @@ from globus_compute_sdk.serialize import (  # noqa: E402
 from globus_compute_apptainer.build.apptainer import Apptainer  # noqa: E402
 from globus_compute_apptainer.worker import runner  # noqa: E402
 from globus_compute_apptainer.worker.order import ContainerOrder  # noqa: E402
+from globus_compute_apptainer.worker.terms import Terms  # noqa: E402
 
 KINDS = (1, 4, 16)
 
@@ -69,8 +70,10 @@ class Bench:
         self.figures.setdefault(name, []).append(milliseconds(action))
 
     def ours(self, **changes: object) -> Callable[[], object]:
-        wire = replace(self.order, **changes).to_wire()  # type: ignore[arg-type]
-        return lambda: runner.run(*self._message, run_dir=self._run_dir, container=wire)
+        order = replace(self.order, **changes)  # type: ignore[arg-type]
+        told = Terms(order, self._run_dir).to_wire()
+        packed, task_id = self._message
+        return lambda: runner.run(packed, str(task_id), told)
 
     def stock(self) -> object:
         return execute_task(*self._message, run_dir=self._run_dir)

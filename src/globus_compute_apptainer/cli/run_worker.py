@@ -29,7 +29,7 @@ from globus_compute_apptainer.errors import SpecError
 from globus_compute_apptainer.images import Ready
 from globus_compute_apptainer.spec.model import RunSpec
 from globus_compute_apptainer.store.cache import Store, StoredImage
-from globus_compute_apptainer.worker.environment import worker_environment
+from globus_compute_apptainer.worker.environment import WorkerEnvironment
 from globus_compute_apptainer.worker.launch import Launch, launch_program
 
 WORKER: Final = "globus-compute-endpoint"
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     order = container_order(ready, wanted, config)
     folder = str(Path.cwd())
     binds = [*options.bind, *([bind(folder)] if folder != "/" else [])]
-    env = worker_environment(os.environ, [name for name, _ in order.env])
+    env = WorkerEnvironment([name for name, _ in order.env])(os.environ)
     become(launch_program(order, options.command, folder, binds, env))
 
 

@@ -9,6 +9,7 @@ handed to the same executor with :func:`..worker.runner.run` in place of upstrea
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import platform
@@ -26,10 +27,9 @@ from globus_compute_apptainer.endpoint.progress import Progress
 from globus_compute_apptainer.endpoint.recent import Recent
 from globus_compute_apptainer.endpoint.requests import Requests, Wanted, split
 from globus_compute_apptainer.endpoint.waiting import WaitingTasks, open_waiting
-from globus_compute_apptainer.endpoint.watch import Watch
+from globus_compute_apptainer.endpoint.watch import Asked, Means, Watch
 from globus_compute_apptainer.errors import ContainerError, internal
 from globus_compute_apptainer.images import ImageService, Ready, open_service
-from globus_compute_apptainer.worker import runner
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         self._handover = threading.Lock()
         self._images: ImageService | None = None
         self._recent: Recent | None = None
+        self._means: Means | None = None
         self._waiting: WaitingTasks | None = None
         self._high_assurance = False
         # Replaced by those who want to watch builds, before `start`.
@@ -84,7 +85,9 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
             log.warning(problem)
         progress = Progress(self.event_sink)
         self._images = open_service(self._config, os.environ, progress)
-        self._recent = Recent(self._images, self._config)
+        terms = functools.partial(upstream.terms, self)
+        self._recent = Recent(self._images, self._config, terms)
+        self._means = Means(self._images, self._tell, self._attempt, self._anew)
         self._controls = control.Controls(self._requests, self._images, progress)
         super().start(*args, **kwargs)
         self._waiting = open_waiting(Path(self.run_dir), journaled=self._journaled())
@@ -123,59 +126,52 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         if plain or not self._executor_accepts(rest):
             super().submit(task_f, packed_task, rest, result_serializers)
             return
-        tasks, recent = self._waiting, self._recent
+        tasks = self._waiting
         assert tasks is not None, "the engine was started"  # noqa: S101
-        assert recent is not None, "the engine was started"  # noqa: S101
         if tasks.joined(task_f):
             return
 
-        def attempt(
-            task_f: upstream.GCFuture, ready: Ready, wanted: Wanted
-        ) -> Callable[[], Any]:
-            order = recent.order(ready, wanted)
-            return upstream.attempt(
-                self,
-                task_f,
-                runner.run,
-                packed_task,
-                rest,
-                result_serializers,
-                container=order,
-            )
-
-        def wait() -> None:
-            tasks.enter(task_f, packed_task, resource_specification, result_serializers)
-
-        with _errors_to(task_f):
+        wait = functools.partial(
+            tasks.enter,
+            *(task_f, packed_task, resource_specification, result_serializers),
+        )
+        with _ErrorsTo(task_f):
             if (asked := control.parse(attached)) is not None:
                 self._control(task_f, asked, result_serializers, wait)
             elif (wanted := self._requests.wanted(attached)) is not None:
-                self._run(task_f, wanted, attempt, wait)
+                run = functools.partial(
+                    self._run, packed_task, rest, result_serializers, wanted
+                )
+                self._when_ready(task_f, wanted, run, wait)
 
     def _run(
         self,
-        task_f: upstream.GCFuture,
+        packed_task: bytes,
+        resource_specification: dict[str, Any],
+        result_serializers: list[str] | None,
         wanted: Wanted,
-        attempt: Callable[[upstream.GCFuture, Ready, Wanted], Callable[[], Any]],
-        wait: Callable[[], None],
+        task_f: upstream.GCFuture,
+        ready: Ready,
     ) -> None:
-        """Hand the task over once its image is ready, and watch over the image."""
-        images = self._images
-        assert images is not None, "submit() made sure that the engine was started"  # noqa: S101
+        """Hand a task over whose image is ready, and watch over the image."""
+        assert self._means is not None, "submit() made sure that it was started"  # noqa: S101
+        asked = Asked(
+            task_f, packed_task, resource_specification, result_serializers, wanted
+        )
+        upstream.hand_over(self, task_f, Watch(self._means, asked, ready))
 
-        def hand_over(waited: upstream.GCFuture, ready: Ready) -> None:
-            watch = Watch(
-                images,
-                waited,
-                ready,
-                lambda ready: attempt(waited, ready, wanted),
-                lambda then: self._when_ready(
-                    waited, wanted, lambda _, ready: then(ready), anew=True
-                ),
-            )
-            upstream.hand_over(self, waited, watch)
+    def _tell(self, asked: Asked, ready: Ready) -> str:
+        assert self._recent is not None, "submit() made sure that it was started"  # noqa: S101
+        return self._recent.terms(ready, asked.wanted, asked.result_serializers)
 
-        self._when_ready(task_f, wanted, hand_over, wait)
+    def _attempt(self, asked: Asked, told: str) -> Future[Any]:
+        task_f, packed_task, rest, *_ = asked
+        return upstream.attempt(self, task_f.gc_task_id, packed_task, rest, told)
+
+    def _anew(self, asked: Asked, then: Callable[[Ready], None]) -> None:
+        self._when_ready(
+            asked.task_f, asked.wanted, lambda _, ready: then(ready), anew=True
+        )
 
     def _control(
         self,
@@ -193,7 +189,7 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
             task_f.set_result(packed)
 
         def reply(found: Mapping[str, Any] | Exception) -> None:
-            with _errors_to(task_f):
+            with _ErrorsTo(task_f):
                 if isinstance(found, Exception):
                     raise found
                 answer(task_f, found)
@@ -236,7 +232,7 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
             recent.forget(wanted)
         ready = None if fresh else recent.cached(wanted)
         if ready is not None:
-            with _errors_to(task_f):
+            with _ErrorsTo(task_f):
                 hand_over(task_f, ready)
             return
 
@@ -266,7 +262,7 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         with contextlib.ExitStack() as stack:
             if journaled and self._waiting is not None:
                 task_f = stack.enter_context(self._waiting.leaving(task_f.gc_task_id))
-            stack.enter_context(_errors_to(task_f))
+            stack.enter_context(_ErrorsTo(task_f))
             yield task_f
 
     def _executor_accepts(self, resource_specification: dict[str, Any]) -> bool:
@@ -319,16 +315,27 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         super().shutdown(**kwargs)
 
 
-@contextlib.contextmanager
-def _errors_to(task_f: upstream.GCFuture) -> Iterator[None]:
+class _ErrorsTo:
     """Whatever goes wrong inside ends the task in an error and goes no further."""
-    try:
-        yield
-    except ContainerError as error:
-        _fail(task_f, error)
-    except Exception as error:
-        log.exception("task %s could not be run", task_f.gc_task_id)
-        _fail(task_f, internal(error))
+
+    __slots__ = ("_task_f",)
+
+    def __init__(self, task_f: upstream.GCFuture) -> None:
+        self._task_f = task_f
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _at: object) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        if not isinstance(error, ContainerError):
+            log.error(
+                "task %s could not be run", self._task_f.gc_task_id, exc_info=error
+            )
+            error = internal(error)
+        _fail(self._task_f, error)
+        return True
 
 
 def _fail(task_f: upstream.GCFuture, error: ContainerError) -> None:

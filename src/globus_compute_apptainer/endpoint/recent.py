@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from globus_compute_apptainer.config import ContainersConfig
@@ -22,14 +22,20 @@ from globus_compute_apptainer.endpoint.order import container_order
 from globus_compute_apptainer.endpoint.requests import Wanted
 from globus_compute_apptainer.images import ImageService, Ready
 from globus_compute_apptainer.spec.model import RunSpec
+from globus_compute_apptainer.worker.order import ContainerOrder
+from globus_compute_apptainer.worker.terms import Terms
 
 SECONDS: Final = 0.25
 REMEMBERED: Final = 512
+
+Serializers = Sequence[str] | None
 
 
 class Recent:
     """Images by spec digest, and what workers are told of them. Safe for threads.
 
+    :param terms: of a task that runs in a container, by that container's order and by
+        the serializers of the result; always the same for the same
     :param clock: seconds, monotonic
     """
 
@@ -37,12 +43,16 @@ class Recent:
         self,
         images: ImageService,
         config: ContainersConfig,
+        terms: Callable[[ContainerOrder, Serializers], Terms],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._images, self._config, self._clock = images, config, clock
+        self._terms = terms
         self._lock = threading.Lock()
         self._looked: OrderedDict[str, tuple[float, Ready]] = OrderedDict()
-        self._told: OrderedDict[tuple[str, RunSpec], tuple[Ready, str]] = OrderedDict()
+        self._told: OrderedDict[
+            tuple[str, RunSpec, tuple[str, ...]], tuple[Ready, str]
+        ] = OrderedDict()
 
     def cached(self, wanted: Wanted) -> Ready | None:
         """As :meth:`.ImageService.cached`."""
@@ -63,13 +73,14 @@ class Recent:
         with self._lock:
             self._looked.pop(wanted.image.digest, None)
 
-    def order(self, ready: Ready, wanted: Wanted) -> str:
-        """What a worker is told, in its form for the wire."""
-        key = (wanted.image.digest, wanted.run)
+    def terms(self, ready: Ready, wanted: Wanted, serializers: Serializers) -> str:
+        """What a worker is told of a task, in its form for the wire."""
+        key = (wanted.image.digest, wanted.run, tuple(serializers or ()))
         with self._lock:
             known, told = self._told.get(key, (None, ""))
         if known is not ready:
-            told = container_order(ready, wanted.run, self._config).to_wire()
+            order = container_order(ready, wanted.run, self._config)
+            told = self._terms(order, serializers).to_wire()
             with self._lock:
                 _remember(self._told, key, (ready, told))
         return told

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 KEY = "container"
 DIGEST = "sha256:"
 _REMEMBERED = 1024
+_sorted = json.JSONEncoder(sort_keys=True).encode
 
 #: The canonical spec that the cache has for a spec digest; None if it has none.
 Stored = Callable[[str], "Mapping[str, Any] | None"]
@@ -89,7 +90,7 @@ class Requests:
         if isinstance(attached, str):
             return self._named(attached)
         try:
-            key = json.dumps(attached, sort_keys=True)
+            key = _sorted(attached)
         except (TypeError, ValueError, RecursionError):
             key = ""  # not JSON; parse() says so in words
         if key and (known := self._seen.get(key)) is not None:

@@ -7,12 +7,11 @@ changes one of these has to be answered here and nowhere else.
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from importlib import metadata
 from typing import Any
@@ -31,6 +30,9 @@ from globus_compute_sdk.serialize import ComputeSerializer
 from packaging.specifiers import SpecifierSet
 
 from globus_compute_apptainer.errors import ContainerError
+from globus_compute_apptainer.worker import runner
+from globus_compute_apptainer.worker.order import ContainerOrder
+from globus_compute_apptainer.worker.terms import Terms
 
 __all__ = [
     "EPStatusReport",
@@ -44,6 +46,7 @@ __all__ = [
     "hand_over",
     "log_with_the_endpoint",
     "outside_window",
+    "terms",
     "value_result",
 ]
 
@@ -138,12 +141,14 @@ def await_stopping_publishers(seconds: float) -> None:
             thread.join(seconds)
 
 
-def error_code(packed: Any, codes: tuple[str, ...]) -> str:
+def error_code(packed: Any, codes: Mapping[bytes, str]) -> str:
     """Which of ``codes`` a packed ``Result`` names as its error; empty for none.
 
     Results can be large, so they are unpacked only where one of them is in there.
+
+    :param codes: by how they are encoded
     """
-    if not isinstance(packed, bytes) or not any(c.encode() in packed for c in codes):
+    if not isinstance(packed, bytes) or not any(code in packed for code in codes):
         return ""
     try:
         result = messagepack.unpack(packed)
@@ -151,43 +156,44 @@ def error_code(packed: Any, codes: tuple[str, ...]) -> str:
         return ""
     details = getattr(result, "error_details", None)
     code = "" if details is None else str(details.code)
-    return code if code in codes else ""
+    return code if code in codes.values() else ""
+
+
+def terms(
+    engine: GlobusComputeEngine,
+    order: ContainerOrder,
+    result_serializers: Sequence[str] | None,
+) -> Terms:
+    """What ``GlobusComputeEngineBase.submit`` tells its worker function."""
+    allowed = engine.serde.allowed_deserializer_types
+    endpoint_id = engine.endpoint_id
+    return Terms(
+        order,
+        run_dir=str(engine.working_dir),
+        endpoint_id=None if endpoint_id is None else str(endpoint_id),
+        run_in_sandbox=engine.run_in_sandbox,
+        task_deserializers=tuple(f"{k.__module__}.{k.__name__}" for k in allowed),
+        result_serializers=tuple(result_serializers or ()),
+    )
 
 
 def attempt(
     engine: GlobusComputeEngine,
-    future: GCFuture,
-    function: Callable[..., bytes],
+    task_id: uuid.UUID,
     packed_task: bytes,
     resource_specification: dict[str, Any],
-    result_serializers: list[str] | None,
-    **extra: Any,
-) -> Callable[[], Any]:
-    """What ``GlobusComputeEngineBase.submit`` tries, with another worker function.
+    told: str,
+) -> Future[Any]:
+    """Hand a task to Parsl, as ``GlobusComputeEngineBase.submit`` does, with our
+    worker function.
 
-    :param function: has the contract of upstream's ``execute_task``; the worker
-        imports it by name
-    :param extra: further keyword arguments of ``function``
-    :returns: a call that hands the task to Parsl and returns its future
+    :param told: :meth:`.Terms.to_wire`
     """
-    deserializers = tuple(
-        f"{kind.__module__}.{kind.__name__}"
-        for kind in engine.serde.allowed_deserializer_types
+    args = (str(task_id), told)
+    done: Future[Any] = engine._submit(
+        resource_specification, runner.run, packed_task, args
     )
-    return functools.partial(
-        engine._submit,
-        resource_specification,
-        function,
-        packed_task,
-        args=(future.gc_task_id, engine.endpoint_id),
-        kwargs={
-            "run_dir": engine.working_dir,
-            "run_in_sandbox": engine.run_in_sandbox,
-            "task_deserializers": deserializers,
-            "result_serializers": result_serializers,
-            **extra,
-        },
-    )
+    return done
 
 
 class WorkFuture:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from globus_compute_apptainer.endpoint import upstream
+from globus_compute_apptainer.endpoint.requests import Wanted
 from globus_compute_apptainer.images import ImageService, Ready
 
 if TYPE_CHECKING:
@@ -20,9 +22,33 @@ if TYPE_CHECKING:
 
 MISSING: Final = "image-missing"
 NOT_STARTED: Final = "container-start-failed"
+_COMPLAINTS: Final = {code.encode(): code for code in (MISSING, NOT_STARTED)}
 
-Attempt = Callable[[], "Future[Any]"]
-"""Hands a task over; raises where that cannot be done."""
+
+class Asked(NamedTuple):
+    """A task as it was submitted, and what its spec asks for."""
+
+    task_f: upstream.GCFuture
+    packed_task: bytes
+    resource_specification: dict[str, Any]
+    result_serializers: list[str] | None
+    wanted: Wanted
+
+
+@dataclass(frozen=True)
+class Means:
+    """What all tasks of an engine share.
+
+    :param tell: what a worker is told of a task, to run it in an image
+    :param attempt: hands a task over with that; raises where it cannot
+    :param anew: calls what it is given with the image as it is now, or sees to the
+        task's end itself
+    """
+
+    images: ImageService
+    tell: Callable[[Asked, Ready], str]
+    attempt: Callable[[Asked, str], Future[Any]]
+    anew: Callable[[Asked, Callable[[Ready], None]], None]
 
 
 class Watch:
@@ -33,97 +59,83 @@ class Watch:
     that each of them holds: so there is little of it.
 
     :param ready: the image as it was found
-    :param attempt: makes the attempt with an image; called at once for ``ready``
-    :param anew: calls what it is given with the image as it is now, or sees to the
-        task's end itself
     """
 
-    __slots__ = (
-        *("_anew", "_attempt", "_first", "_images", "_is_second", "_ready"),
-        "_task_f",
-    )
+    __slots__ = ("_asked", "_is_second", "_means", "_ready", "_told")
 
-    def __init__(
-        self,
-        images: ImageService,
-        task_f: upstream.GCFuture,
-        ready: Ready,
-        attempt: Callable[[Ready], Attempt],
-        anew: Callable[[Callable[[Ready], None]], None],
-    ) -> None:
-        self._images, self._task_f, self._ready = images, task_f, ready
-        self._attempt, self._anew = attempt, anew
-        self._is_second, self._first = False, attempt(ready)
+    def __init__(self, means: Means, asked: Asked, ready: Ready) -> None:
+        self._means, self._asked, self._ready = means, asked, ready
+        self._is_second, self._told = False, means.tell(asked, ready)
 
     def __call__(self) -> upstream.WorkFuture:
-        work = upstream.WorkFuture()
-        if not self._begin(work, self._ready, self._first):
-            self._again(work)
-        return work
+        attempt = _Attempt(self)
+        if not self._begin(attempt, self._ready, self._told):
+            self._again(attempt)
+        return attempt
 
-    def _begin(self, work: upstream.WorkFuture, ready: Ready, attempt: Attempt) -> bool:
+    def _begin(self, attempt: _Attempt, ready: Ready, told: str) -> bool:
         """False where the image is gone already."""
-        lease = self._images.use(ready)
+        lease = self._means.images.use(ready)
         if lease is None and not self._is_second:
             return False
         try:
-            done = attempt()
+            done = self._means.attempt(self._asked, told)
         except BaseException:
             if lease is not None:
                 lease.let_go()
             raise
-        work.executor_task_id = getattr(done, "executor_task_id", None)
-        done.add_done_callback(_Judge(self, work, ready, lease))
+        attempt.executor_task_id = getattr(done, "executor_task_id", None)
+        attempt.lease, attempt.ready = lease, ready
+        done.add_done_callback(attempt)
         return True
 
-    def judge(self, work: upstream.WorkFuture, ready: Ready, done: Future[Any]) -> None:
+    def judge(self, attempt: _Attempt, ready: Ready, done: Future[Any]) -> None:
         """See what an attempt ended in."""
         code = "" if self._is_second else _complaint(done)
         if code == MISSING:
-            self._again(work)
+            self._again(attempt)
         elif code == NOT_STARTED:
 
             def mended(answer: Future[bool]) -> None:
                 if answer.result():
-                    self._again(work)
+                    self._again(attempt)
                 else:
-                    work.end(done)
+                    attempt.end(done)
 
-            self._images.mend(ready).add_done_callback(mended)
+            self._means.images.mend(ready).add_done_callback(mended)
         else:
-            work.end(done)
+            attempt.end(done)
 
-    def _again(self, work: upstream.WorkFuture) -> None:
+    def _again(self, attempt: _Attempt) -> None:
         self._is_second = True
 
         def hand_over(ready: Ready) -> None:
-            self._begin(work, ready, self._attempt(ready))
-            self._task_f.executor_task_id = work.executor_task_id
+            self._begin(attempt, ready, self._means.tell(self._asked, ready))
+            self._asked.task_f.executor_task_id = attempt.executor_task_id
 
-        self._anew(hand_over)
+        self._means.anew(self._asked, hand_over)
 
 
-class _Judge:
-    """What is called when an attempt has ended."""
+class _Attempt(upstream.WorkFuture):
+    """An attempt that upstream waits for, the second one included. To call it tells it
+    that Parsl's future has ended."""
 
-    __slots__ = ("_lease", "_ready", "_watch", "_work")
+    __slots__ = ("_watch", "lease", "ready")
 
-    def __init__(
-        self,
-        watch: Watch,
-        work: upstream.WorkFuture,
-        ready: Ready,
-        lease: Lease | None,
-    ) -> None:
-        self._watch, self._work, self._ready, self._lease = watch, work, ready, lease
+    lease: Lease | None
+    ready: Ready
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self._watch = watch
 
     def __call__(self, done: Future[Any]) -> None:
-        if self._lease is not None:
-            self._lease.let_go()
-        self._watch.judge(self._work, self._ready, done)
+        if self.lease is not None:
+            self.lease.let_go()
+        self._watch.judge(self, self.ready, done)
 
 
 def _complaint(done: Future[Any]) -> str:
     if done.cancelled() or done.exception() is not None:
         return ""
-    return upstream.error_code(done.result(), (MISSING, NOT_STARTED))
+    return upstream.error_code(done.result(), _COMPLAINTS)

@@ -182,11 +182,11 @@ class Store:
         """
         if not str(image.path).startswith(self._below):
             return Lease.of_nothing()
-        lease = self.leases.hold(lease_name(IMAGES, image.path.parent.name))
+        lease = self.leases.hold(lease_name(IMAGES, image.folder.name))
         if lease.is_first and not has_size(image):
             lease.let_go()
             return None
-        self._touch(image.path.parent)
+        self._touch(image.folder)
         return lease
 
     def make_room(self, limit: int, *, dry: bool = False) -> Freed:
@@ -291,7 +291,7 @@ class Store:
             raise
         files.sync_folder(entry.parent)
         if previous is not None and previous.path != path and not has_size(previous):
-            placing.discard(previous.path.parent, self._tmp)
+            placing.discard(previous.folder, self._tmp)
         return StoredImage(path, manifest, state_of(path))
 
     def attach(self, image: StoredImage, bytecode: Path) -> None:

@@ -8,6 +8,7 @@ the spec replaces it.
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import threading
@@ -52,6 +53,11 @@ class StoredImage:
     path: Path
     manifest: Manifest
     state: State = field(default=(0, 0, 0), compare=False)
+
+    @functools.cached_property
+    def folder(self) -> Path:
+        """That holds all that belongs to it."""
+        return self.path.parent
 
     @property
     def bytecode(self) -> Path | None:

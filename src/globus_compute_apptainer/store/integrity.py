@@ -56,7 +56,7 @@ def examine(image: StoredImage, cancel: threading.Event | None = None) -> Health
     :param cancel: ends it once set
     :raises StoreError: it was ended (``build-cancelled``)
     """
-    return Health(_image(image, cancel), _bytecode(image.path.parent, cancel))
+    return Health(_image(image, cancel), _bytecode(image.folder, cancel))
 
 
 def quarantine(image: StoredImage, folder: Path) -> bool:
@@ -66,7 +66,7 @@ def quarantine(image: StoredImage, folder: Path) -> bool:
     :raises OSError: it cannot be moved
     """
     folder.mkdir(parents=True, exist_ok=True)
-    place = image.path.parent
+    place = image.folder
     aside = folder / f"{place.name}-{secrets.token_hex(4)}"
     try:
         place.rename(aside)

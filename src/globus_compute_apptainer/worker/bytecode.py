@@ -96,6 +96,7 @@ def makers(pickled: bytes) -> Minors:
     return functools.reduce(frozenset.intersection, found, ANY) or ANY
 
 
+@functools.cache
 def _minor(version: str | None) -> int | None:
     major, _, rest = (version or "").partition(".")
     digits = rest.partition(".")[0]

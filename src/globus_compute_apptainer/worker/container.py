@@ -14,6 +14,7 @@ unstuck.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import select
 import signal
@@ -26,7 +27,7 @@ from globus_compute_apptainer.worker.inside import frames, messages
 from globus_compute_apptainer.worker.launch import LAYER_MISSING
 from globus_compute_apptainer.worker.likeness import traits
 from globus_compute_apptainer.worker.node import KeeperGoneError, Node
-from globus_compute_apptainer.worker.stderr import TAIL_LINES, StderrPump, lines
+from globus_compute_apptainer.worker.stderr import TAIL_LINES, StderrPump, lines, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -55,6 +56,18 @@ _KNOWN_CAUSES: Final = (
     (("No space left on device",), "a file system of this node is full"),
     (("tasks need 3.9 or newer",), "choose a `base_image` with a newer Python"),
 )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Facts:
+    """What a container says of itself.
+
+    :param details: versions of what tasks run on
+    :param not_preloaded: modules that it was to import, and did not: why
+    """
+
+    details: Mapping[str, str]
+    not_preloaded: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Container:
@@ -92,8 +105,7 @@ class Container:
             tasks.close()
             leash.close()
             os.close(errors_inside)
-        self.details: Mapping[str, str] = answer["details"]
-        self.not_preloaded: Mapping[str, str] = answer["failed"]
+        self.facts: Final = Facts(answer["details"], answer["failed"])
         if answer["noise"]:
             self._errors.add(answer["noise"].encode())
 
@@ -118,14 +130,14 @@ class Container:
 
         After any exception it is of no use but to be closed.
         """
-        before = self._errors.tail()
-        self._errors.forget()
+        before = self._errors.forget()
         self._asked += 1
         header = {**header, "id": self._asked}
-        if header["lasting"] == self._lasting:
+        lasting = header["lasting"]
+        if lasting is self._lasting or lasting == self._lasting:
             del header["lasting"]
         else:
-            self._lasting = header["lasting"]
+            self._lasting = lasting
         try:
             frames.write_frame(self._tasks.fileno(), header, body)
         except ConnectionError as error:
@@ -216,9 +228,7 @@ class Container:
         except BlockingIOError:
             return None
 
-    def _gone(
-        self, kind: type[TaskError], when: str, before: tuple[str, ...] = ()
-    ) -> TaskError:
+    def _gone(self, kind: type[TaskError], when: str, before: bytes = b"") -> TaskError:
         """The error of a child that ended; ``before`` is what it said earlier."""
         self.close()
         status = (self._end or {}).get("status")
@@ -227,7 +237,7 @@ class Container:
             ended=""
             if status is None
             else describe_end(os.waitstatus_to_exitcode(status)),
-            tail=(before + self._errors.tail())[-TAIL_LINES:],
+            tail=(shown(before) + self._errors.tail())[-TAIL_LINES:],
         )
 
 

@@ -76,20 +76,35 @@ def without_proxy_credentials(launcher: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def worker_environment(
-    worker: Mapping[str, str], spec: Collection[str] = ()
-) -> dict[str, str]:
+class WorkerEnvironment:
     """The worker's variables that go inside, on top of the container's own.
 
-    :param worker: the worker's environment
+    Looked for anew only when some have changed: to look at ``os.environ`` costs more
+    than a small task does, since every name and value is decoded; what it is made of,
+    where that is known, can be compared quickly.
+
     :param spec: names that the spec's ``env`` sets
     """
-    return {
-        name: value
-        for name, value in _passed(worker).items()
-        if name not in _OF_EACH
-        and (name not in spec or name.startswith(_ABOUT_THE_TASK))
-    }
+
+    def __init__(self, spec: Collection[str] = ()) -> None:
+        self._spec = spec
+        self._before: tuple[dict[Any, Any] | None, dict[str, str]] = None, {}
+
+    def __call__(self, worker: Mapping[str, str]) -> dict[str, str]:
+        """Those of an environment: the same object as before if they are the same."""
+        raw = getattr(worker, "_data", None)
+        known, found = self._before
+        if raw is None or raw != known:
+            found = {n: v for n, v in worker.items() if self._passes(n)}
+            self._before = None if raw is None else dict(raw), found
+        return found
+
+    def _passes(self, name: str) -> bool:
+        return (
+            _PASSED.match(name) is not None
+            and name not in _OF_EACH
+            and (name not in self._spec or name.startswith(_ABOUT_THE_TASK))
+        )
 
 
 def task_environment(task_id: str, sandbox: str | None) -> dict[str, str]:
@@ -99,26 +114,3 @@ def task_environment(task_id: str, sandbox: str | None) -> dict[str, str]:
     """
     about = {"GC_TASK_UUID": task_id}
     return about if sandbox is None else {**about, "GC_TASK_SANDBOX_DIR": sandbox}
-
-
-class _Passed:
-    """The variables of the table, looked for anew only when some have changed.
-
-    To look at ``os.environ`` costs more than a small task does, since every name and
-    value is decoded; what it is made of, where that is known, can be compared quickly.
-    """
-
-    def __init__(self) -> None:
-        self._before: tuple[dict[Any, Any], dict[str, str]] = {}, {}
-
-    def __call__(self, worker: Mapping[str, str]) -> dict[str, str]:
-        raw = getattr(worker, "_data", None)
-        known, found = self._before
-        if raw is None or raw != known:
-            found = {n: v for n, v in worker.items() if _PASSED.match(n)}
-            if raw is not None:
-                self._before = dict(raw), found
-        return found
-
-
-_passed: Final = _Passed()

@@ -1,18 +1,16 @@
-"""The message that carries a result, filled in on a form that was made before.
+"""The messages that carry a task and its result, without the library's models.
 
-Runs in worker processes. Building the library's model for every result costs more than
-to run a small task. All but the identity, the data and the times is the same from one
-result to the next: the library packs such a message once, and what varies is put in
-its place.
+Runs in worker processes. To build the models of ``globus_compute_common`` for every
+task costs more than to run a small one. A task whose message has the usual form, that
+of its ``proto1.py``, is read as JSON. Of results, all but the identity, the data and
+the times is the same from one to the next: the library packs such a message once, and
+what varies is put in its place.
 """
 
 from __future__ import annotations
 
-import functools
 import json
-import uuid
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from globus_compute_common import messagepack
 from globus_compute_common.messagepack.message_types import Result, TaskTransition
@@ -21,15 +19,41 @@ from globus_compute_common.tasks import ActorName, TaskState
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_USUAL: Final = b'\x01{"'  # version; JSON in UTF-8
+_OLD: Final = ("container_id", "container")  # of the library, and not used any more
+_QUOTED: Final = json.JSONEncoder(ensure_ascii=False).encode
+
 # What no message has by chance.
-_ID: Final = uuid.UUID("6c4f1d6e-93a5-4d0e-8f0b-5a7d9b0c3e21")
+_ID: Final = "6c4f1d6e-93a5-4d0e-8f0b-5a7d9b0c3e21"
 _DATA: Final = "d9e1c6c1-data-5f0b"
 _START: Final = 7_301_993_557_219_845_123
 _END: Final = 7_301_993_557_219_845_321
 
 
-@dataclass(frozen=True)
-class Times:
+def task_buffer(packed_task: bytes, task_id: str) -> str | None:
+    """What the library finds in the message of a task.
+
+    :param task_id: as UUIDs are written
+    :returns: None where the library has to look: it is another task's or of another
+        form, or something is wrong with it
+    """
+    if not packed_task.startswith(_USUAL):
+        return None
+    try:
+        envelope = json.loads(packed_task[1:].decode())
+        data = envelope["data"]
+        usual = envelope["message_type"] == "task" and data["task_id"] == task_id
+        buffer = data["task_buffer"]
+        for name in _OLD:
+            usual = usual and data.pop(name, None) is None
+        if usual and type(buffer) is str and len(envelope) == len(data) == 2:
+            return buffer
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        pass
+    return None
+
+
+class Times(NamedTuple):
     """When the execution started and ended, in nanoseconds of the clock."""
 
     start: int
@@ -43,27 +67,26 @@ class Form:
         self._details = details
         self._parts: list[bytes] = []
         packed = self._by_library(_ID, _DATA, Times(_START, _END))
-        for hole in (str(_ID), json.dumps(_DATA), str(_START), str(_END)):
+        for hole in (_ID, json.dumps(_DATA), str(_START), str(_END)):
             if packed.count(hole.encode()) == 1:
                 before, _, packed = packed.partition(hole.encode())
                 self._parts.append(before)
         self._parts.append(packed)
 
-    def fill(self, task_id: uuid.UUID, data: str, times: Times) -> bytes:
-        """The bytes that the library would make."""
-        before_id, *rest = self._parts
-        if len(rest) != 4:  # the library has another order of things
-            return self._by_library(task_id, data, times)
-        try:
-            text = json.dumps(data, ensure_ascii=False).encode()
-        except UnicodeEncodeError:  # which the library refuses in its own words
-            return self._by_library(task_id, data, times)
-        filled = (str(task_id).encode(), text, b"%d" % times.start, b"%d" % times.end)
-        return before_id + b"".join(
-            p for pair in zip(filled, rest, strict=True) for p in pair
-        )
+    def fill(self, task_id: str, data: str, times: Times) -> bytes:
+        """The bytes that the library would make.
 
-    def _by_library(self, task_id: uuid.UUID, data: str, times: Times) -> bytes:
+        :param task_id: as UUIDs are written
+        """
+        try:
+            a, b, c, d, e = self._parts
+            text = _QUOTED(data).encode()
+        except ValueError:  # the library has another order of things, or refuses this
+            return self._by_library(task_id, data, times)
+        start, end = b"%d" % times.start, b"%d" % times.end
+        return b"".join((a, task_id.encode(), b, text, c, start, d, end, e))
+
+    def _by_library(self, task_id: str, data: str, times: Times) -> bytes:
         packed: bytes = messagepack.pack(
             Result(
                 task_id=task_id,
@@ -73,15 +96,6 @@ class Form:
             )
         )
         return packed
-
-
-@functools.lru_cache(maxsize=256)
-def form(details: tuple[tuple[str, Any], ...], container: str) -> Form:
-    """The form for results of one kind of container; kept for the next.
-
-    :param container: JSON of ``details["container"]``
-    """
-    return Form({**dict(details), "container": json.loads(container)})
 
 
 def transitions(times: Times) -> list[TaskTransition]:

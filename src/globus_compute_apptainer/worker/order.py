@@ -1,8 +1,7 @@
 """What the engine tells a worker about the container that a task runs in.
 
-Made in the endpoint process, read in worker processes. It crosses Parsl as JSON
-(:meth:`ContainerOrder.to_wire`), so that the two sides agree on words rather than on a
-pickled class.
+Made in the endpoint process, read in worker processes; part of what goes with a task
+(:mod:`.terms`).
 """
 
 from __future__ import annotations
@@ -12,9 +11,10 @@ import functools
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-FORMAT: Final = 4
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _LISTS: Final = ("binds", "markers", "options", "pieces", "preload")
 
@@ -105,27 +105,16 @@ class ContainerOrder:
             "apptainer_version": self.apptainer_version,
         }
 
-    def to_wire(self) -> str:
-        """The order as text, see :meth:`from_wire`: Parsl packs and unpacks what it
-        carries four times, and a text is one thing to pack."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return json.dumps({**fields, "format": FORMAT})
+    def fields(self) -> dict[str, Any]:
+        """All that it says, for JSON; see :meth:`from_fields`."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
     @classmethod
-    def from_wire(cls, wire: str) -> ContainerOrder:
-        """The order that :meth:`to_wire` was called on.
+    def from_fields(cls, fields: Mapping[str, Any]) -> ContainerOrder:
+        """The order whose :meth:`fields` these were.
 
-        :raises ValueError: endpoint and worker run different versions of this package
+        :raises TypeError: they are another class's
         """
-        fields = json.loads(wire)
-        if (found := fields.pop("format", None)) != FORMAT:
-            raise ValueError(
-                "endpoint and worker run different versions of globus-compute-apptainer"
-                f" (container order format {found!r}, expected {FORMAT})"
-            )
         lists = {name: tuple(fields.get(name, ())) for name in _LISTS}
         env = tuple((name, value) for name, value in fields.get("env", ()))
-        try:
-            return cls(**{**fields, **lists, "env": env})
-        except TypeError as error:
-            raise ValueError(f"malformed container order: {error}") from None
+        return cls(**{**fields, **lists, "env": env})

@@ -94,7 +94,8 @@ def execute(
             raise no_python(order, "a Python function")
         env = {**lasting["env"], **header["task"]}
         seconds = max(0.0, float(env.get("GC_TASK_TIMEOUT", 0.0)))
-        place = Place(order, run_dir, lasting["cwd"], env, seconds or None)
+        cwd = header.get("cwd", lasting["cwd"])
+        place = Place(order, run_dir, cwd, env, seconds or None)
         f.execute_cmd_line = functools.partial(_execute_command, f, place)
         raw_result = f(*f_a, **f_k)
         wanted = lasting["result_serializers"] or ()

@@ -26,15 +26,16 @@ class StderrPump:
         self._thread = threading.Thread(target=self._copy, daemon=True)
         self._thread.start()
 
-    def forget(self) -> None:
-        """From here on, remember only what comes."""
+    def forget(self) -> bytes:
+        """From here on, remember only what comes; returns what was there."""
         with self._lock:
-            self._tail = b""
+            before, self._tail = self._tail, b""
+        return before
 
     def tail(self) -> tuple[str, ...]:
         """The last lines."""
         with self._lock:
-            return lines(self._tail.decode("utf-8", "replace"))
+            return shown(self._tail)
 
     def add(self, chunk: bytes) -> None:
         """Take what came by another way."""
@@ -51,6 +52,11 @@ class StderrPump:
         with self._source as source:
             while chunk := source.read(65536):
                 self.add(chunk)
+
+
+def shown(tail: bytes) -> tuple[str, ...]:
+    """The last lines of what a process wrote."""
+    return lines(tail.decode("utf-8", "replace"))
 
 
 def lines(text: str) -> tuple[str, ...]:

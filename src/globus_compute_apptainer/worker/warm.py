@@ -60,14 +60,21 @@ class WarmPool:
 
     def _take(self, key: Hashable, *, room_for: int) -> Container | None:
         with self._lock:
-            dead = [old for old, idle in self._idle.items() if not idle.alive]
-            leaving = [self._idle.pop(old) for old in dead]
             container = self._idle.pop(key, None)
-            surplus = list(self._idle)[: max(len(self._idle) - room_for, 0)]
-            leaving += [self._idle.pop(old) for old in surplus]
+            leaving = self._without_room(room_for) if self._idle else []
+        if container is not None and not container.alive:
+            leaving.append(container)
+            container = None
         for old in leaving:
             old.close()
         return container
+
+    def _without_room(self, room_for: int) -> list[Container]:
+        """Take out what has died, and what is one too many."""
+        dead = [old for old, idle in self._idle.items() if not idle.alive]
+        leaving = [self._idle.pop(old) for old in dead]
+        surplus = list(self._idle)[: max(len(self._idle) - room_for, 0)]
+        return leaving + [self._idle.pop(old) for old in surplus]
 
     def _give_back(self, key: Hashable, container: Container, limit: int) -> None:
         with self._lock:

@@ -29,6 +29,7 @@ from globus_compute_apptainer.endpoint.order import container_order
 from globus_compute_apptainer.errors import SpecError
 from globus_compute_apptainer.spec import model
 from globus_compute_apptainer.worker.order import ContainerOrder
+from globus_compute_apptainer.worker.terms import Terms
 from provision import services
 
 PATIENCE_SECONDS = 900
@@ -192,8 +193,7 @@ def new_worker(order: ContainerOrder, run_dir: Path) -> subprocess.Popen[str]:
     argv: Sequence[str] = (
         sys.executable,
         str(Path(__file__).with_name("worker.py")),
-        order.to_wire(),
-        str(run_dir),
+        Terms(order, str(run_dir)).to_wire(),
     )
     return subprocess.Popen(
         argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -1,9 +1,9 @@
 """A worker process without HTEX around it: it tells how long its tasks take.
 
-    python worker.py ORDER-AS-JSON RUN-DIR
+    python worker.py TERMS-AS-JSON
 
 For every line of standard input, which names a function of ``tasks.py``, it runs that
-in the container of the order and prints the seconds that ``runner.run`` took. A line is
+in the container of the terms and prints the seconds that ``runner.run`` took. A line is
 printed first, once all is imported.
 """
 
@@ -22,13 +22,13 @@ ARGUMENTS = {"nothing": (), "use_pandas": (0,)}
 
 
 def main() -> None:
-    order, run_dir = sys.argv[1:]
+    (terms,) = sys.argv[1:]
     print("ready", flush=True)
     for line in sys.stdin:
         name = line.strip()
         task_id, message = tasks.packed(getattr(tasks, name), *ARGUMENTS[name])
         began = time.perf_counter()
-        answer = runner.run(message, task_id, run_dir=run_dir, container=order)
+        answer = runner.run(message, str(task_id), terms)
         seconds = time.perf_counter() - began
         tasks.value(answer)
         print(seconds, flush=True)

@@ -22,6 +22,7 @@ from globus_compute_apptainer.worker import place, runner
 from globus_compute_apptainer.worker.keeper.owner import start_of
 from globus_compute_apptainer.worker.node import Node
 from globus_compute_apptainer.worker.order import ContainerOrder
+from globus_compute_apptainer.worker.terms import Terms
 
 ENDPOINT = uuid.UUID("11111111-2222-3333-4444-555555555555")
 
@@ -55,12 +56,17 @@ class Inside:
         return Inside(replace(self.order, **changes), self.run_dir)
 
     def message(self, packed: bytes, task_id: uuid.UUID, **options: Any) -> Result:
-        options.setdefault("run_dir", self.run_dir)
-        wire = self.order.to_wire()
-        answer = runner.run(packed, task_id, ENDPOINT, container=wire, **options)
+        answer = runner.run(packed, str(task_id), self.told(**options))
         message = messagepack.unpack(answer)
         assert isinstance(message, Result)
         return message
+
+    def told(self, **options: Any) -> str:
+        """What a worker is told with a task; options as of ``execute_task``."""
+        for name in ("task_deserializers", "result_serializers"):
+            options[name] = tuple(options.get(name) or ())
+        run_dir = str(options.pop("run_dir", self.run_dir))
+        return Terms(self.order, run_dir, str(ENDPOINT), **options).to_wire()
 
     def result(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Result:
         return self.message(*pack(function, *args, **kwargs))

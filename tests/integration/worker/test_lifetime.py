@@ -14,7 +14,7 @@ from globus_compute_sdk.serialize import ComputeSerializer
 from globus_compute_apptainer.worker import place
 from globus_compute_apptainer.worker.keeper.owner import start_of
 
-from .conftest import ENDPOINT, Inside, pack
+from .conftest import Inside, pack
 from .tree import alive, descendants, parent, processes, survivors, until
 from .workers import Pool, Worker
 
@@ -66,13 +66,7 @@ class Task:
             fifo.unlink(missing_ok=True)
             os.mkfifo(fifo)
         packed, task_id = pack(function, str(self._started), str(self._goes_on))
-        worker.send(
-            packed_task=packed,
-            task_id=task_id,
-            endpoint_id=ENDPOINT,
-            run_dir=str(inside.run_dir),
-            container=inside.order.to_wire(),
-        )
+        worker.send(packed_task=packed, task_id=str(task_id), terms=inside.told())
         self.pid = int(self._started.read_text())
 
     def finish(self) -> str:

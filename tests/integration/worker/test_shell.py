@@ -357,8 +357,8 @@ def test_the_time_limit_for_tasks(named, packed, monkeypatch) -> None:
 WORKER = """
 import pickle, sys
 from globus_compute_apptainer.worker import runner
-wire, message, run_dir = pickle.load(sys.stdin.buffer)
-runner.run(*message, None, container=wire, run_dir=run_dir)
+terms, (message, task_id) = pickle.load(sys.stdin.buffer)
+runner.run(message, str(task_id), terms)
 """
 
 
@@ -372,7 +372,7 @@ def test_nothing_stays_when_a_process_of_ours_is_killed(
     message = packed(ShellFunction(command), code=DillCode())
     worker = subprocess.Popen([sys.executable, "-c", WORKER], stdin=subprocess.PIPE)
     assert worker.stdin is not None
-    worker.stdin.write(pickle.dumps((on.order.to_wire(), message, started.parent)))
+    worker.stdin.write(pickle.dumps((on.told(run_dir=started.parent), message)))
     worker.stdin.close()
     until(started.exists)
     (guard,) = (p for p in running("shellguard.py") if parent(p) == worker.pid)

@@ -262,7 +262,7 @@ def test_an_image_in_the_cache_is_had_by_its_spec_digest(
     engine.shutdown()
     again = make_engine()  # which has not seen the spec
     assert send(again, digest_of(SPEC)).result(LONG) == b"the result"
-    order = json.loads(executor.handed[-1][0]["task_executor"]["k"]["container"])
+    order = json.loads(executor.handed[-1][0]["task_executor"]["a"][1])["order"]
     assert order["spec_digest"] == digest_of(SPEC)
     assert order["cache"] == "hit"
 

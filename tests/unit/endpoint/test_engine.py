@@ -46,7 +46,6 @@ def test_a_task_without_a_spec_takes_the_stock_path(engine, executor, builder) -
     assert payload == b"task"
     assert context["task_executor"]["f"] == path_of(execute_task)
     assert context["task_executor"]["k"]["result_serializers"] == ["x"]
-    assert "container" not in context["task_executor"]["k"]
     assert context["resource_spec"] == {"priority": 3}
     assert builder.builds == []
 
@@ -59,7 +58,7 @@ def test_a_null_container_is_no_container(engine, executor) -> None:
 def orders(executor) -> list[dict[str, Any]]:
     """What workers were told of containers, one for each task."""
     calls = [context["task_executor"] for context, _ in executor.handed]
-    return [json.loads(call["k"]["container"]) for call in calls]
+    return [json.loads(call["a"][1])["order"] for call in calls]
 
 
 # -- tasks with a spec ----------------------------------------------------------
@@ -72,10 +71,9 @@ def test_a_task_with_a_spec_is_handed_to_our_runner(engine, executor) -> None:
     call = context["task_executor"]
     assert payload == b"task"
     assert call["f"] == path_of(runner.run)
-    assert call["a"] == (future.gc_task_id, engine.endpoint_id)
-    assert call["k"]["run_dir"] == engine.working_dir
+    assert call["a"][0] == str(future.gc_task_id)
     assert context["resource_spec"] == {"priority": 1}
-    order = json.loads(call["k"]["container"])
+    order = json.loads(call["a"][1])["order"]
     assert Path(order["image"]).is_file()
     assert order["cache"] == "built"
     assert order["gpu"] == "nvidia"
@@ -84,8 +82,9 @@ def test_a_task_with_a_spec_is_handed_to_our_runner(engine, executor) -> None:
 def test_what_is_handed_over_survives_pickling_by_value(engine, executor) -> None:
     """Workers may run another version: nothing of ours but the path of the runner."""
     submit(engine).result(30)
-    told = executor.handed[0][0]["task_executor"]["k"]["container"]
-    assert type(told) is str
+    told = executor.handed[0][0]["task_executor"]
+    assert [type(argument) for argument in told["a"]] == [str, str]
+    assert not told["k"]
 
 
 def test_a_cached_image_is_handed_over_in_the_calling_thread(engine, executor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_image_spec_and_configuration_all_have_their_say(
     assert (order.isolation, order.options) == ("task", ("--nv",))
     assert (order.env, order.binds) == ((("A", "1"),), ("/data",))
     assert order.preload == ("numpy", "pandas", "scipy")
-    assert ContainerOrder.from_wire(order.to_wire()) == order
+    assert ContainerOrder.from_fields(json.loads(json.dumps(order.fields()))) == order
 
 
 def test_bytecode_is_used_once_it_is_there(ready: Ready, tmp_path: Path) -> None:

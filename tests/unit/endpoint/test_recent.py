@@ -25,6 +25,16 @@ class Images:
         return self.answer and Ready(*self.answer)
 
 
+class Told:
+    """Stands for the terms of a task."""
+
+    def __init__(self, order: object, serializers: object) -> None:
+        self._text = f"{order} {serializers}"
+
+    def to_wire(self) -> str:
+        return self._text
+
+
 class Clock:
     now = 100.0
 
@@ -46,7 +56,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def recent(images: Images, clock: Clock) -> Recent:
-    return Recent(images, ContainersConfig.parse({}), clock)  # type: ignore[arg-type]
+    return Recent(images, ContainersConfig.parse({}), Told, clock)  # type: ignore[arg-type]
 
 
 def want(**spec: Any) -> Wanted:
@@ -96,22 +106,19 @@ def test_what_workers_are_told_is_made_once_for_each_way_to_run(
 ) -> None:
     made = []
 
-    class Order:
-        def to_wire(self) -> str:
-            return f"order {len(made)}"
-
-    def order(*arguments: object) -> Order:
+    def order(*arguments: object) -> str:
         made.append(arguments)
-        return Order()
+        return f"order {len(made)}"
 
     monkeypatch.setattr(module, "container_order", order)
     ready = recent.cached(want())
     plain, other = want(), want(env={"A": "1"})
-    assert {recent.order(ready, plain) for _ in range(3)} == {"order 1"}
-    assert recent.order(ready, other) == "order 2"
-    assert recent.order(ready, plain) == "order 1"
+    assert {recent.terms(ready, plain, None) for _ in range(3)} == {"order 1 None"}
+    assert recent.terms(ready, other, None) == "order 2 None"
+    assert recent.terms(ready, plain, ["a.B"]) == "order 3 ['a.B']"
+    assert recent.terms(ready, plain, None) == "order 1 None"
     recent.forget(plain)
-    assert recent.order(recent.cached(plain), plain) == "order 3"
+    assert recent.terms(recent.cached(plain), plain, None) == "order 4 None"
 
 
 def test_memory_does_not_grow(recent, monkeypatch) -> None:

@@ -10,6 +10,7 @@ each of those tests with the test of ours that covers it, here or in
 from __future__ import annotations
 
 import uuid
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -21,6 +22,7 @@ from parsl.executors.high_throughput.interchange import ManagerLost
 from parsl.providers import LocalProvider
 
 from globus_compute_apptainer.endpoint.engine import ApptainerEngine
+from globus_compute_apptainer.worker.terms import Terms
 
 SPEC = {"base_image": "python:3.11-slim", "pip": ["pandas"]}
 BOTH = pytest.mark.parametrize(
@@ -77,17 +79,27 @@ def test_no_retries_unless_asked_for(plain) -> None:
     assert plain.max_retries_on_system_failure == 0
 
 
+def told_by(executor) -> dict[str, Any]:
+    """What the worker is told with the first task, by the stock path or by ours."""
+    call = executor.handed[0][0]["task_executor"]
+    if call["k"]:
+        task_id, endpoint_id = call["a"]
+        return {**call["k"], "task_id": str(task_id), "endpoint_id": str(endpoint_id)}
+    return {**vars(Terms.from_wire(call["a"][1])), "task_id": call["a"][0]}
+
+
 @BOTH
 def test_the_task_is_told_who_and_where_it_is(engine, executor, resources) -> None:
     future = GCFuture(uuid.uuid4())
     engine.submit(future, b"task", resources, result_serializers=["a.b"])
     future.result(30)
-    call = executor.handed[0][0]["task_executor"]
-    assert call["a"] == (future.gc_task_id, engine.endpoint_id)
-    assert call["k"]["run_dir"] == engine.working_dir
-    assert call["k"]["run_in_sandbox"] == engine.run_in_sandbox
-    assert call["k"]["result_serializers"] == ["a.b"]
-    assert call["k"]["task_deserializers"] == ()
+    told = told_by(executor)
+    assert told["task_id"] == str(future.gc_task_id)
+    assert told["endpoint_id"] == str(engine.endpoint_id)
+    assert told["run_dir"] == engine.working_dir
+    assert told["run_in_sandbox"] == engine.run_in_sandbox
+    assert list(told["result_serializers"]) == ["a.b"]
+    assert list(told["task_deserializers"]) == []
     assert "resource_spec" not in executor.handed[0][0]
 
 
@@ -98,7 +110,7 @@ def test_allowed_serializers_reach_the_worker(make_engine, executor, resources) 
     future = GCFuture(uuid.uuid4())
     engine.submit(future, b"task", resources)
     future.result(30)
-    told = executor.handed[0][0]["task_executor"]["k"]["task_deserializers"]
+    told = told_by(executor)["task_deserializers"]
     assert set(told) == {f"{c.__module__}.{c.__name__}" for c in SELECTABLE_STRATEGIES}
 
 

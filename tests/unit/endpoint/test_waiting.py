@@ -19,6 +19,7 @@ from globus_compute_endpoint.engines import GCFuture
 from globus_compute_apptainer.endpoint import journal, waiting
 from globus_compute_apptainer.endpoint.engine import ApptainerEngine
 from globus_compute_apptainer.errors import BuildError
+from globus_compute_apptainer.worker.terms import Terms
 
 SPEC = {"base_image": "python:3.11-slim", "pip": ["pandas"]}
 LONG = 60
@@ -126,7 +127,8 @@ def test_what_waited_is_run_by_the_next_engine(
     (context, packed) = executor.handed[0]
     assert packed == b"task"
     assert context["resource_spec"] == {"priority": 1}
-    assert context["task_executor"]["k"]["result_serializers"] == ["a.b"]
+    told = Terms.from_wire(context["task_executor"]["a"][1])
+    assert told.result_serializers == ("a.b",)
 
 
 def test_it_is_run_at_once_if_the_image_is_there_now(

@@ -33,7 +33,7 @@ def packed(error: TaskError) -> bytes:
 
 def orders(executor) -> list[dict[str, Any]]:
     calls = [context["task_executor"] for context, _ in executor.handed]
-    return [json.loads(call["k"]["container"]) for call in calls]
+    return [json.loads(call["a"][1])["order"] for call in calls]
 
 
 def code(result: bytes) -> str:
@@ -97,7 +97,7 @@ def test_many_complaints_of_one_damaged_image_cost_one_build(
     begin = executor.submit_payload
 
     def submit_payload(context: dict[str, Any], buffer: bytes) -> Any:
-        image = json.loads(context["task_executor"]["k"]["container"])["image"]
+        image = json.loads(context["task_executor"]["a"][1])["order"]["image"]
         executor.outcomes = [packed(NOT_STARTED)] if image == damaged else []
         return begin(context, buffer)
 

@@ -62,7 +62,7 @@ def test_runs_functions(started, asker):
 
 
 def test_says_where_it_is(started):
-    assert started().details == {
+    assert started().facts.details == {
         "os": __import__("platform").platform(),
         "python_version": __import__("platform").python_version(),
         "dill_version": __import__("dill").__version__,

@@ -4,14 +4,14 @@ import pytest
 
 from globus_compute_apptainer.worker import environment
 from globus_compute_apptainer.worker.environment import (
+    WorkerEnvironment,
     task_environment,
     without_proxy_credentials,
-    worker_environment,
 )
 
 
 def passed(worker, spec=()):
-    return worker_environment(worker, spec)
+    return WorkerEnvironment(spec)(worker)
 
 
 def documented() -> list[str]:

@@ -1,9 +1,6 @@
 import dataclasses
-import json
 
 import pytest
-
-from globus_compute_apptainer.worker.order import ContainerOrder
 
 
 @pytest.fixture
@@ -18,35 +15,6 @@ def full(order):
         start_timeout=7.5,
         apptainer="/opt/apptainer",
     )
-
-
-def changed(order, **fields):
-    return json.dumps({**json.loads(order.to_wire()), **fields})
-
-
-def test_wire_form_is_text_that_holds_everything(full):
-    assert full.run_key  # what was found out of an order is no part of it
-    wire = full.to_wire()
-    assert isinstance(wire, str)
-    assert ContainerOrder.from_wire(wire) == full
-
-
-@pytest.mark.parametrize("change", [{"format": 1}, {"format": 3}, {"format": None}])
-def test_another_version_is_refused(order, change):
-    with pytest.raises(ValueError, match="different versions"):
-        ContainerOrder.from_wire(changed(order, **change))
-
-
-def test_unknown_field_is_refused(order):
-    with pytest.raises(ValueError, match=r"malformed.*surprise"):
-        ContainerOrder.from_wire(changed(order, surprise=1))
-
-
-def test_missing_field_is_refused(order):
-    fields = json.loads(order.to_wire())
-    del fields["image"]
-    with pytest.raises(ValueError, match=r"malformed.*image"):
-        ContainerOrder.from_wire(json.dumps(fields))
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def loaded(*names):
 
 def test_imported_before_the_child_was(preloaded, asker):
     child = preloaded("fine")
-    assert child.not_preloaded == {}
+    assert child.facts.not_preloaded == {}
     assert tuple(asker.ask(child, where, "fine")) == (True, False)
 
 
@@ -76,14 +76,19 @@ def test_not_preloaded_is_imported_by_the_task(preloaded, asker):
 )
 def test_one_that_cannot_be_costs_only_itself(preloaded, asker, name, why):
     child = preloaded("noisy", name, "fine")
-    assert child.not_preloaded == {name: why}
+    assert child.facts.not_preloaded == {name: why}
     assert asker.ask(child, loaded, "noisy", "fine") == [True, True]
 
 
 def test_several_that_cannot_be(preloaded, asker):
     names = ("killed", "fine", "threaded", "broken", "exiting")
     child = preloaded(*names)
-    assert child.not_preloaded.keys() == {"killed", "threaded", "broken", "exiting"}
+    assert child.facts.not_preloaded.keys() == {
+        "killed",
+        "threaded",
+        "broken",
+        "exiting",
+    }
     assert asker.ask(child, loaded, "fine") == [True]
 
 

@@ -44,7 +44,7 @@ def test_tasks(launch_on, start, asker, minor):
     from globus_compute_sdk import ShellFunction
 
     container = start(launch_on(f"3.{minor}"))
-    assert container.details["python_version"].startswith(f"3.{minor}.")
+    assert container.facts.details["python_version"].startswith(f"3.{minor}.")
     assert asker.ask(container, version) == [3, minor]
     assert asker.ask(container, fail).endswith("ValueError: on purpose\n")
     shell = ShellFunction("echo out")

@@ -8,6 +8,7 @@ import pytest
 from globus_compute_apptainer.errors import HostError, TaskError
 from globus_compute_apptainer.worker import runner
 from globus_compute_apptainer.worker.inside import frames
+from globus_compute_apptainer.worker.terms import Terms
 from globus_compute_apptainer.worker.warm import WarmPool
 
 
@@ -26,8 +27,8 @@ def run(warm, monkeypatch, agent_launch, order, pack_task, unpack_result, tmp_pa
 
     def run(function, *args, **options):
         task_id, packed = pack_task(function, *args)
-        options.setdefault("run_dir", tmp_path)
-        answer = runner.run(packed, task_id, container=order.to_wire(), **options)
+        terms = Terms(order, run_dir=str(tmp_path), **options)
+        answer = runner.run(packed, str(task_id), terms.to_wire())
         result = unpack_result(answer)
         assert result.task_id == task_id
         return result
@@ -144,17 +145,6 @@ def test_hint_on_python_versions(order, ended, version, expected):
     assert error.ended == ended
 
 
-def test_folders(tmp_path):
-    (tmp_path / "real").mkdir()
-    link = tmp_path / "link"
-    link.symlink_to("real")
-    base, task = runner._make_folders(link / "new", "id")
-    assert base == str(tmp_path / "real" / "new")
-    assert task == base + "/id"
-    assert (tmp_path / "real" / "new" / "id").is_dir()
-    assert runner._make_folders(str(link), "") == (str(tmp_path / "real"),) * 2
-
-
-def test_malformed_order_is_raised(warm, tmp_path):
+def test_malformed_terms_are_raised(warm):
     with pytest.raises(ValueError, match="different versions"):
-        runner.run(b"", uuid.uuid4(), run_dir=tmp_path, container=json.dumps({}))
+        runner.run(b"", str(uuid.uuid4()), json.dumps({}))

@@ -125,7 +125,7 @@ class TaskLoop:
         self._lasting = lasting = header.get("lasting", self._lasting)
         self._variables.lend(lasting["env"], header["task"])
         try:
-            os.chdir(lasting["cwd"])
+            os.chdir(header.get("cwd", lasting["cwd"]))
         except OSError as error:
             return {"kind": "no-folder", "reason": str(error)}, b""
         task = types.SimpleNamespace(task_buffer=body.decode(*UTF8))
