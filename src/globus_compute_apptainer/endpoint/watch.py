@@ -136,6 +136,8 @@ class _Attempt(upstream.WorkFuture):
 
 
 def _complaint(done: Future[Any]) -> str:
-    if done.cancelled() or done.exception() is not None:
+    try:
+        packed = done.result()
+    except BaseException:  # noqa: BLE001  # it is passed on as it is
         return ""
-    return upstream.error_code(done.result(), _COMPLAINTS)
+    return upstream.error_code(packed, _COMPLAINTS)

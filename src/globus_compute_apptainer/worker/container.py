@@ -40,6 +40,8 @@ _LOOK: Final = struct.pack("@ll", 0, int(LOOK_SECONDS * 1e6))  # a `struct timev
 # What Apptainer says where it does not leave layers out without a word.
 OVERLAY_REFUSED: Final = "overlay images requires 'enable overlay'"
 
+_DONE: Final = frames.Frame(0, frames.DONE).header
+
 NO_SHELL: Final = "stat /bin/sh: no such file or directory"  # Apptainer's words, too
 
 # What Apptainer says when it cannot start an image, and what to do about it.
@@ -56,6 +58,9 @@ _KNOWN_CAUSES: Final = (
     (("No space left on device",), "a file system of this node is full"),
     (("tasks need 3.9 or newer",), "choose a `base_image` with a newer Python"),
 )
+
+
+Answer = tuple["Mapping[str, Any]", bytes]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,7 +124,7 @@ class Container:
         """Whether the process that started the worker, HTEX's manager, has died."""
         return os.getppid() != self._manager
 
-    def ask(self, header: dict[str, Any], body: bytes) -> frames.Frame:
+    def ask(self, header: dict[str, Any], body: bytes) -> Answer:
         """Have a task run; blocks until it has.
 
         :param header: what is ``lasting`` is sent only where it is not as before
@@ -132,14 +137,14 @@ class Container:
         """
         before = self._errors.forget()
         self._asked += 1
-        header = {**header, "id": self._asked}
         lasting = header["lasting"]
         if lasting is self._lasting or lasting == self._lasting:
-            del header["lasting"]
+            header = {name: header[name] for name in header if name != "lasting"}
         else:
             self._lasting = lasting
+        asked = frames.Frame(self._asked, frames.packed(header), body)
         try:
-            frames.write_frame(self._tasks.fileno(), header, body)
+            frames.write_frame(self._tasks.fileno(), asked)
         except ConnectionError as error:
             raise self._gone(NotSentError, "before it had the task", before) from error
         answer = self._receive()
@@ -151,10 +156,10 @@ class Container:
             if not self._greeted or (self._end or {}).get("unread"):
                 raise self._gone(NotSentError, "before it had the task", before)
             raise self._gone(TaskError, "while it ran the task")
-        if answer[0].get("id") != self._asked:
+        if answer[0] != self._asked:
             self.close()
             raise TaskError("the container answered another task than it was given")
-        return answer
+        return answer[1:]
 
     def close(self) -> None:
         """End the child and everything that it started; may be called again."""
@@ -202,16 +207,19 @@ class Container:
         ended = "" if late else describe_end(answer["code"])
         raise not_started(message, ended=ended, tail=lines(answer["tail"]))
 
-    def _receive(self) -> frames.Frame | None:
-        """The next frame; None if there will be none."""
+    def _receive(self) -> tuple[int, Mapping[str, Any], bytes] | None:
+        """The next answer, and to which task; None if there will be none."""
         try:
-            answer = frames.read_frame(self._reader)
-            if answer is not None and answer[0].get("kind") == "hello":
+            answer = self._reader.frame()
+            if answer is not None and answer.head == frames.HELLO:
                 self._greeted = True
-                answer = frames.read_frame(self._reader)
+                answer = self._reader.frame()
+            if answer is None:
+                return None
+            header = _DONE if answer.head == frames.DONE else answer.header
         except (EOFError, ValueError, OSError):  # it ended, or another wrote there
             return None
-        return answer
+        return answer.number, header, answer.body
 
     def _read(self, size: int) -> bytes:
         """Some of what the child writes; nothing at the end, or when to give up."""

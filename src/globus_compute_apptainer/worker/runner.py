@@ -24,6 +24,7 @@ from globus_compute_apptainer.build.apptainer import Apptainer
 from globus_compute_apptainer.errors import ContainerError, HostError, TaskError
 from globus_compute_apptainer.worker import bytecode, message, shellfunction
 from globus_compute_apptainer.worker.container import (
+    Answer,
     Container,
     Facts,
     NotSentError,
@@ -41,7 +42,6 @@ from globus_compute_apptainer.worker.warm import WarmPool
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from globus_compute_apptainer.worker.inside.frames import Frame
     from globus_compute_apptainer.worker.launch import Launch
     from globus_compute_apptainer.worker.order import ContainerOrder
 
@@ -156,7 +156,7 @@ def _execute_inside(
 
 def _ask(
     known: Prepared, header: dict[str, Any], body: bytes
-) -> tuple[Container, Frame]:
+) -> tuple[Container, Answer]:
     keep = known.order.warm_per_worker if known.order.isolation == "worker" else 0
     start = functools.partial(_started, known)
     with _pool.lease(known.key, start, keep) as container:

@@ -39,7 +39,7 @@ def test_a_spec_without_base_gets_the_clients_python() -> None:
 def test_a_spec_seen_before_is_not_read_again() -> None:
     known = requests()
     first = known.wanted(SPEC)
-    assert known.wanted(dict(reversed(SPEC.items()))) is first
+    assert known.wanted(dict(reversed(SPEC.items()))) == first
 
 
 def test_the_memory_of_specs_is_bounded() -> None:

@@ -105,8 +105,8 @@ def test_dead_container_does_not_take_a_task(started, asker):
 
 def test_answer_to_another_task_is_not_taken(started, asker):
     container = started()
-    header = {**asker.header(), "id": 77}
-    frames.write_frame(container._tasks.fileno(), header, asker.body(pid))
+    frame = frames.Frame(77, frames.packed(asker.header()), asker.body(pid))
+    frames.write_frame(container._tasks.fileno(), frame)
     with pytest.raises(TaskError, match="another task"):
         asker.ask(container, pid)
     assert not container.alive

@@ -95,14 +95,14 @@ def test_task_that_was_not_sent_twice_is_an_error_result(run, monkeypatch):
 
 
 def test_interrupted_task_does_not_answer_for_the_next(run, monkeypatch):
-    read_frame = frames.read_frame
+    frame = frames.Reader.frame
 
-    def interrupted_once(read):
-        monkeypatch.setattr(frames, "read_frame", read_frame)
+    def interrupted_once(reader):
+        monkeypatch.setattr(frames.Reader, "frame", frame)
         raise KeyboardInterrupt
 
     assert value(run(add, 1)) == 2
-    monkeypatch.setattr(frames, "read_frame", interrupted_once)
+    monkeypatch.setattr(frames.Reader, "frame", interrupted_once)
     with pytest.raises(KeyboardInterrupt):
         run(add, 2)
     assert value(run(add, 3)) == 4

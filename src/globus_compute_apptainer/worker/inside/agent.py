@@ -13,7 +13,7 @@ import types
 from typing import Any, Callable, Dict, Optional, Tuple
 
 from .activity import Activity
-from .frames import Frame, Reader, read_frame, write_frame
+from .frames import DONE, Frame, Reader, packed, write_frame
 from .streams import Streams
 from .variables import Variables
 
@@ -112,22 +112,21 @@ class TaskLoop:
 
     def serve(self) -> None:
         """Answer tasks until the worker closes its end."""
-        read = Reader(functools.partial(os.read, self._streams.tasks))
-        while frame := read_frame(read):
+        reader = Reader(functools.partial(os.read, self._streams.tasks))
+        while frame := reader.frame():
             self._activity.busy()
-            header, body = self._answer(*frame)
-            header["id"] = frame[0]["id"]
+            head, body = self._answer(frame.header, frame.body)
             self._activity.idle()
-            write_frame(self._streams.tasks, header, body)
+            write_frame(self._streams.tasks, Frame(frame.number, head, body))
 
-    def _answer(self, header: Dict[str, Any], body: bytes) -> Frame:
+    def _answer(self, header: Dict[str, Any], body: bytes) -> Tuple[bytes, bytes]:
         self._streams.restore()
         self._lasting = lasting = header.get("lasting", self._lasting)
         self._variables.lend(lasting["env"], header["task"])
         try:
             os.chdir(header.get("cwd", lasting["cwd"]))
         except OSError as error:
-            return {"kind": "no-folder", "reason": str(error)}, b""
+            return packed({"kind": "no-folder", "reason": str(error)}), b""
         task = types.SimpleNamespace(task_buffer=body.decode(*UTF8))
         try:
             data, error_details = execute_task(task, lasting)
@@ -137,4 +136,5 @@ class TaskLoop:
             data, error_details = describe(exc)
         finally:
             self._streams.flush()
-        return {"kind": "result", "error": error_details}, data.encode(*UTF8)
+        failed = error_details and packed({"kind": "result", "error": error_details})
+        return failed or DONE, data.encode(*UTF8)

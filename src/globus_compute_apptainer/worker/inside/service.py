@@ -22,7 +22,7 @@ from typing import Any, Dict, NoReturn
 from . import messages, preload, traits
 from .activity import Activity, mapped
 from .agent import TaskLoop, execute_task
-from .frames import write_frame
+from .frames import HELLO, Frame, write_frame
 from .library import install_library
 from .streams import PRIVATE_FD, Streams
 from .zygote import Zygote
@@ -111,7 +111,7 @@ def _work(
         os.register_at_fork(after_in_child=streams.forget)
         faulthandler.enable()
         activity.idle()
-        write_frame(streams.tasks, {"kind": "hello"})
+        write_frame(streams.tasks, Frame(0, HELLO))
         TaskLoop(streams, activity).serve()
         code = 0
     except BaseException as end:

@@ -34,7 +34,7 @@ class Streams:
         """Make standard streams usable again, whatever a task did to them."""
         for target, source in enumerate((self._nothing, self._errors, self._errors)):
             os.dup2(source, target)
-        if not self._objects or any(stream.closed for stream in self._objects):
+        if not self._objects or self._objects[0].closed or self._objects[1].closed:
             self._objects = [
                 open(fd, "w", lines, errors="replace", closefd=False)  # noqa: SIM115
                 for fd, lines in ((1, -1), (2, 1))

@@ -29,7 +29,8 @@ class Variables:
         here = getattr(os.environ, "_data", None)
         as_left = here is not None and here == self._left and sent is self._sent
         if as_left and self._about.keys() == task.keys():
-            os.environ.update(task)
+            for name, value in task.items():  # a third of the time of `update`
+                os.environ[name] = value
         else:
             for name in self._lent:
                 os.environ.pop(name, None)
