@@ -62,6 +62,8 @@ class WaitingTasks:
     def joined(self, task_f: upstream.GCFuture) -> bool:
         """Whether the same task is here already, from before: then the answer is
         ``task_f``'s, and nothing else is to be done with it."""
+        if not self._waiting and not self._resubmitted:
+            return False
         task_id = task_f.gc_task_id
         with self._lock:
             if self._resubmitted.get(task_id) is task_f:

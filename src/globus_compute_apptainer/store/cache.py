@@ -182,7 +182,7 @@ class Store:
         """
         if not str(image.path).startswith(self._below):
             return Lease.of_nothing()
-        lease = self.leases.hold(lease_name(IMAGES, image.folder.name))
+        lease = self.leases.hold(lease_name(IMAGES, image.name))
         if lease.is_first and not has_size(image):
             lease.let_go()
             return None

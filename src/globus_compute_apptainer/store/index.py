@@ -59,6 +59,11 @@ class StoredImage:
         """That holds all that belongs to it."""
         return self.path.parent
 
+    @functools.cached_property
+    def name(self) -> str:
+        """Of that folder."""
+        return self.folder.name
+
     @property
     def bytecode(self) -> Path | None:
         """The layer of compiled Python beside it, if it is there by now."""

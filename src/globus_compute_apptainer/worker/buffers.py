@@ -27,12 +27,12 @@ def split(packed: str) -> list[str] | None:
     """What :func:`joined` was given; None if it was not."""
     parts, at = [], 0
     while at < len(packed):  # without a copy of the rest: some are megabytes
-        newline = packed.find("\n", at)
-        length = packed[at : max(newline, at)]
-        if not (length.isascii() and length.isdigit()):
+        begin = packed.find("\n", at) + 1
+        length = packed[at : begin - 1] if begin else ""
+        if not (length.isdigit() and length.isascii()):
             return None
-        at = newline + 1 + int(length)
-        parts.append(packed[newline + 1 : at])
+        at = begin + int(length)
+        parts.append(packed[begin:at])
     return parts if at == len(packed) else None
 
 

@@ -59,12 +59,19 @@ def timeout(f: Callable[..., Any], seconds: float) -> Callable[..., Any]:
     return wrapper
 
 
-def execute_task(task: Any, header: Dict[str, Any]) -> Outcome:
-    """Run a task as its header says; without a ``__name__`` it fails, as in stock."""
-    # These statements, and timeout's, are stock: users see them in tracebacks.
+@functools.lru_cache(maxsize=None)
+def sdk() -> Tuple[Any, Any]:
+    """What is needed of the SDK: the error of large results, and the serializer."""
     from globus_compute_sdk.errors import MaxResultSizeExceeded
     from globus_compute_sdk.serialize import ComputeSerializer
 
+    return MaxResultSizeExceeded, ComputeSerializer
+
+
+def execute_task(task: Any, header: Dict[str, Any]) -> Outcome:
+    """Run a task as its header says; without a ``__name__`` it fails, as in stock."""
+    # These statements, and timeout's, are stock: users see them in tracebacks.
+    MaxResultSizeExceeded, ComputeSerializer = sdk()  # noqa: N806
     try:
         serde = ComputeSerializer(allowed_deserializer_types=header["allowed"])
         f, f_a, f_k = serde.unpack_and_deserialize(task.task_buffer)

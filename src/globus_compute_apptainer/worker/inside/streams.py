@@ -5,7 +5,6 @@ Runs in the child. A task reads nothing, and prints to its worker's standard err
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import sys
@@ -44,8 +43,10 @@ class Streams:
     def flush(self) -> None:
         """Send on what a task printed; never fails."""
         for stream in self._objects:
-            with contextlib.suppress(OSError, ValueError):
+            try:  # noqa: SIM105  # in half of the time of `suppress`
                 stream.flush()
+            except (OSError, ValueError):  # noqa: PERF203
+                pass
 
     def forget(self) -> None:
         """Close the connection, in a process that a task forked."""
