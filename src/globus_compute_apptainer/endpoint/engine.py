@@ -15,7 +15,7 @@ import os
 import platform
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,14 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         self._images = open_service(self._config, os.environ, progress)
         terms = functools.partial(upstream.terms, self)
         self._recent = Recent(self._images, self._config, terms)
-        self._means = Means(self._images, self._tell, self._attempt, self._anew)
+        self._means = Means(
+            self._images,
+            self._tell,
+            self._attempt,
+            self._anew,
+            lambda: int(self.max_retries_on_system_failure),
+            self._failure,
+        )
         self._controls = control.Controls(self._requests, self._images, progress)
         super().start(*args, **kwargs)
         self._waiting = open_waiting(Path(self.run_dir), journaled=self._journaled())
@@ -158,7 +165,9 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         asked = Asked(
             task_f, packed_task, resource_specification, result_serializers, wanted
         )
-        upstream.hand_over(self, task_f, Watch(self._means, asked, ready))
+        watch = Watch(self._means, asked, ready)
+        upstream.bind(self, task_f)
+        watch.begin()
 
     def _tell(self, asked: Asked, ready: Ready) -> str:
         assert self._recent is not None, "submit() made sure that it was started"  # noqa: S101
@@ -166,7 +175,10 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
 
     def _attempt(self, asked: Asked, told: str) -> Future[Any]:
         task_f, packed_task, rest, *_ = asked
-        return upstream.attempt(self, task_f.gc_task_id, packed_task, rest, told)
+        return upstream.attempt(self, task_f, packed_task, rest, told)
+
+    def _failure(self, asked: Asked, began: int, errors: Sequence[Exception]) -> bytes:
+        return upstream.failure(self, asked.task_f.gc_task_id, began, errors)
 
     def _anew(self, asked: Asked, then: Callable[[Ready], None]) -> None:
         self._when_ready(

@@ -38,12 +38,12 @@ __all__ = [
     "EPStatusReport",
     "GCFuture",
     "GlobusComputeEngine",
-    "WorkFuture",
     "attempt",
     "await_stopping_publishers",
+    "bind",
     "error_code",
     "error_result",
-    "hand_over",
+    "failure",
     "log_with_the_endpoint",
     "outside_window",
     "terms",
@@ -177,75 +177,50 @@ def terms(
     )
 
 
+def bind(engine: GlobusComputeEngine, task_f: GCFuture) -> None:
+    """Have the engine know where a task runs, until it ends."""
+    task_f.bind("executor_task_id", engine._update_executor_task_id)
+    task_f.add_done_callback(engine._clear_task)
+
+
 def attempt(
     engine: GlobusComputeEngine,
-    task_id: uuid.UUID,
+    task_f: GCFuture,
     packed_task: bytes,
     resource_specification: dict[str, Any],
     told: str,
 ) -> Future[Any]:
-    """Hand a task to Parsl, as ``GlobusComputeEngineBase.submit`` does, with our
-    worker function.
+    """Hand a task to Parsl, as ``GlobusComputeEngineBase._invoke_submission`` does,
+    with our worker function.
 
     :param told: :meth:`.Terms.to_wire`
     """
-    args = (str(task_id), told)
-    done: Future[Any] = engine._submit(
-        resource_specification, runner.run, packed_task, args
-    )
-    return done
+    engine._task_id_map.pop(task_f.executor_task_id, None)
+    args = (str(task_f.gc_task_id), told)
+    done: Any = engine._submit(resource_specification, runner.run, packed_task, args)
+    task_f.executor_task_id = done.executor_task_id
+    handed: Future[Any] = done
+    return handed
 
 
-class WorkFuture:
-    """What ``GlobusComputeEngineBase._invoke_submission`` needs of the future that an
-    attempt returns, and no more: it reads :attr:`executor_task_id`, adds one callback,
-    which asks for the :meth:`result`.
+def failure(
+    engine: GlobusComputeEngine,
+    task_id: uuid.UUID,
+    began: int,
+    errors: Sequence[Exception],
+) -> bytes:
+    """The packed ``Result`` of a task that Parsl could not run.
 
-    A :class:`~concurrent.futures.Future` has a condition with its locks and queues,
-    for those who wait for it; nobody does.
+    :param began: when the last attempt did, in nanoseconds
+    :param errors: one for each attempt
     """
-
-    __slots__ = ("_callback", "_done", "executor_task_id")
-
-    def __init__(self) -> None:
-        self.executor_task_id: Any = None
-        self._callback: Callable[[WorkFuture], object] | None = None
-        self._done: Future[Any] | None = None
-
-    def add_done_callback(self, callback: Callable[[WorkFuture], object]) -> None:
-        """Have it called at the end, or now if that was before."""
-        self._callback = callback
-        self._tell()
-
-    def end(self, done: Future[Any]) -> None:
-        """It is to have the outcome of another."""
-        self._done = done
-        self._tell()
-
-    def result(self) -> Any:
-        """Of what has ended."""
-        assert self._done is not None, "asked before the end"  # noqa: S101
-        return self._done.result()
-
-    def _tell(self) -> None:
-        with _telling:  # it may end in one thread while upstream adds in another
-            callback = self._callback if self._done is not None else None
-            if callback is not None:
-                self._callback = None
-        if callback is not None:
-            callback(self)
-
-
-_telling = threading.Lock()
-
-
-def hand_over(
-    engine: GlobusComputeEngine, future: GCFuture, attempt: Callable[[], WorkFuture]
-) -> None:
-    """What ``GlobusComputeEngineBase.submit`` does with such an attempt: the task is
-    handed over, retries included."""
-    future.bind("executor_task_id", engine._update_executor_task_id)
-    future.add_done_callback(engine._clear_task)
-    engine._invoke_submission(
-        future, attempt, retry_count=engine.max_retries_on_system_failure
+    begin = TaskTransition(
+        timestamp=began,
+        state=TaskState.WAITING_FOR_LAUNCH,
+        actor=ActorName.INTERCHANGE,
     )
+    result = engine._handle_task_exception(
+        task_id=task_id, execution_begin=begin, exception_history=list(errors)
+    )
+    packed: bytes = messagepack.pack(result)
+    return packed

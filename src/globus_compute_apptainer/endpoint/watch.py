@@ -8,7 +8,8 @@ task is run again, once; what fails then is the task's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -43,17 +44,23 @@ class Means:
     :param attempt: hands a task over with that; raises where it cannot
     :param anew: calls what it is given with the image as it is now, or sees to the
         task's end itself
+    :param retries: how often an attempt that came to nothing is repeated
+    :param failure: the packed ``Result`` of a task that was begun at a time, in
+        nanoseconds, and whose attempts raised these
     """
 
     images: ImageService
     tell: Callable[[Asked, Ready], str]
     attempt: Callable[[Asked, str], Future[Any]]
     anew: Callable[[Asked, Callable[[Ready], None]], None]
+    retries: Callable[[], int]
+    failure: Callable[[Asked, int, Sequence[Exception]], bytes]
 
 
 class Watch:
-    """The attempts of one task. To call it is the first of them, with the contract of
-    upstream's ``_submit``; upstream may call it again where a node was lost.
+    """The attempts of one task, until its future has its result. They are repeated
+    where Parsl fails, as upstream's ``_invoke_submission`` repeats them. To call it
+    tells it that Parsl's future has ended.
 
     Thousands of tasks may wait at a time, and the collector of garbage looks at all
     that each of them holds: so there is little of it.
@@ -61,78 +68,83 @@ class Watch:
     :param ready: the image as it was found
     """
 
-    __slots__ = ("_asked", "_is_second", "_means", "_ready", "_told")
+    __slots__ = (
+        *("_asked", "_began", "_failures", "_is_second", "_lease", "_means", "_ready"),
+        "_told",
+    )
 
     def __init__(self, means: Means, asked: Asked, ready: Ready) -> None:
-        self._means, self._asked, self._ready = means, asked, ready
-        self._is_second, self._told = False, means.tell(asked, ready)
+        self._means, self._asked = means, asked
+        self._ready, self._told = ready, means.tell(asked, ready)
+        self._began, self._is_second = 0, False
+        self._lease: Lease | None = None
+        self._failures: tuple[Exception, ...] = ()
 
-    def __call__(self) -> upstream.WorkFuture:
-        attempt = _Attempt(self)
-        if not self._begin(attempt, self._ready, self._told):
-            self._again(attempt)
-        return attempt
-
-    def _begin(self, attempt: _Attempt, ready: Ready, told: str) -> bool:
-        """False where the image is gone already."""
-        lease = self._means.images.use(ready)
-        if lease is None and not self._is_second:
-            return False
+    def begin(self) -> None:
+        """Make an attempt."""
+        self._began = time.time_ns()
+        self._lease = self._means.images.use(self._ready)
+        if self._lease is None and not self._is_second:  # the image is gone already
+            self._again()
+            return
         try:
-            done = self._means.attempt(self._asked, told)
-        except BaseException:
-            if lease is not None:
-                lease.let_go()
-            raise
-        attempt.executor_task_id = getattr(done, "executor_task_id", None)
-        attempt.lease, attempt.ready = lease, ready
-        done.add_done_callback(attempt)
-        return True
+            done = self._means.attempt(self._asked, self._told)
+        except BaseException as error:
+            self._let_go()
+            if not isinstance(error, Exception):
+                raise
+            self._failed(error)
+        else:
+            done.add_done_callback(self)
 
-    def judge(self, attempt: _Attempt, ready: Ready, done: Future[Any]) -> None:
-        """See what an attempt ended in."""
+    def __call__(self, done: Future[Any]) -> None:
+        self._let_go()
         code = "" if self._is_second else _complaint(done)
         if code == MISSING:
-            self._again(attempt)
+            self._again()
         elif code == NOT_STARTED:
 
             def mended(answer: Future[bool]) -> None:
                 if answer.result():
-                    self._again(attempt)
+                    self._again()
                 else:
-                    attempt.end(done)
+                    self._end(done)
 
-            self._means.images.mend(ready).add_done_callback(mended)
+            self._means.images.mend(self._ready).add_done_callback(mended)
         else:
-            attempt.end(done)
+            self._end(done)
 
-    def _again(self, attempt: _Attempt) -> None:
+    def _again(self) -> None:
         self._is_second = True
+        self._means.anew(self._asked, self._resume)
 
-        def hand_over(ready: Ready) -> None:
-            self._begin(attempt, ready, self._means.tell(self._asked, ready))
-            self._asked.task_f.executor_task_id = attempt.executor_task_id
+    def _resume(self, ready: Ready) -> None:
+        self._ready, self._told = ready, self._means.tell(self._asked, ready)
+        self.begin()
 
-        self._means.anew(self._asked, hand_over)
+    def _end(self, done: Future[Any]) -> None:
+        try:
+            packed = done.result()
+        except Exception as error:  # noqa: BLE001  # Parsl's, whatever it is
+            self._failed(error)
+        else:
+            self._answer(packed)
 
+    def _failed(self, error: Exception) -> None:
+        self._failures = (*self._failures, error)
+        if len(self._failures) <= self._means.retries():
+            self.begin()
+        else:
+            self._answer(self._means.failure(self._asked, self._began, self._failures))
 
-class _Attempt(upstream.WorkFuture):
-    """An attempt that upstream waits for, the second one included. To call it tells it
-    that Parsl's future has ended."""
+    def _answer(self, packed: bytes) -> None:
+        if not self._asked.task_f.done():  # by whoever cancelled it
+            self._asked.task_f.set_result(packed)
 
-    __slots__ = ("_watch", "lease", "ready")
-
-    lease: Lease | None
-    ready: Ready
-
-    def __init__(self, watch: Watch) -> None:
-        super().__init__()
-        self._watch = watch
-
-    def __call__(self, done: Future[Any]) -> None:
-        if self.lease is not None:
-            self.lease.let_go()
-        self._watch.judge(self, self.ready, done)
+    def _let_go(self) -> None:
+        if self._lease is not None:
+            self._lease.let_go()
+            self._lease = None
 
 
 def _complaint(done: Future[Any]) -> str:
