@@ -23,12 +23,12 @@ from typing import Any
 from globus_compute_apptainer import events
 from globus_compute_apptainer.config import ContainersConfig
 from globus_compute_apptainer.endpoint import control, interchange, pidfile, upstream
+from globus_compute_apptainer.endpoint.failure import ErrorsTo
 from globus_compute_apptainer.endpoint.progress import Progress
 from globus_compute_apptainer.endpoint.recent import Recent
 from globus_compute_apptainer.endpoint.requests import Requests, Wanted, split
 from globus_compute_apptainer.endpoint.waiting import WaitingTasks, open_waiting
 from globus_compute_apptainer.endpoint.watch import Asked, Means, Watch
-from globus_compute_apptainer.errors import ContainerError, internal
 from globus_compute_apptainer.images import ImageService, Ready, open_service
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
             tasks.enter,
             *(task_f, packed_task, resource_specification, result_serializers),
         )
-        with _ErrorsTo(task_f):
+        with ErrorsTo(task_f):
             if (asked := control.parse(attached)) is not None:
                 self._control(task_f, asked, result_serializers, wait)
             elif (wanted := self._requests.wanted(attached)) is not None:
@@ -201,7 +201,7 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
             task_f.set_result(packed)
 
         def reply(found: Mapping[str, Any] | Exception) -> None:
-            with _ErrorsTo(task_f):
+            with ErrorsTo(task_f):
                 if isinstance(found, Exception):
                     raise found
                 answer(task_f, found)
@@ -243,10 +243,25 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         if anew or fresh:
             recent.forget(wanted)
         ready = None if fresh else recent.cached(wanted)
-        if ready is not None:
-            with _ErrorsTo(task_f):
-                hand_over(task_f, ready)
+        if ready is None:
+            self._request(task_f, wanted, hand_over, wait, fresh=fresh)
             return
+        with ErrorsTo(task_f):
+            hand_over(task_f, ready)
+
+    def _request(
+        self,
+        task_f: upstream.GCFuture,
+        wanted: Wanted,
+        hand_over: Callable[[upstream.GCFuture, Ready], None],
+        wait: Callable[[], None] | None,
+        *,
+        fresh: bool,
+    ) -> None:
+        """Have the image made; see :meth:`_when_ready`."""
+        images, recent = self._images, self._recent
+        assert images is not None, "submit() made sure that the engine was started"  # noqa: S101
+        assert recent is not None, "submit() made sure that the engine was started"  # noqa: S101
 
         def done(future: Future[Ready]) -> None:
             recent.forget(wanted)
@@ -274,7 +289,7 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         with contextlib.ExitStack() as stack:
             if journaled and self._waiting is not None:
                 task_f = stack.enter_context(self._waiting.leaving(task_f.gc_task_id))
-            stack.enter_context(_ErrorsTo(task_f))
+            stack.enter_context(ErrorsTo(task_f))
             yield task_f
 
     def _executor_accepts(self, resource_specification: dict[str, Any]) -> bool:
@@ -325,35 +340,6 @@ class ApptainerEngine(upstream.GlobusComputeEngine):
         if self._controls is not None:
             self._controls.close()
         super().shutdown(**kwargs)
-
-
-class _ErrorsTo:
-    """Whatever goes wrong inside ends the task in an error and goes no further."""
-
-    __slots__ = ("_task_f",)
-
-    def __init__(self, task_f: upstream.GCFuture) -> None:
-        self._task_f = task_f
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: object, error: BaseException | None, _at: object) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        if not isinstance(error, ContainerError):
-            log.error(
-                "task %s could not be run", self._task_f.gc_task_id, exc_info=error
-            )
-            error = internal(error)
-        _fail(self._task_f, error)
-        return True
-
-
-def _fail(task_f: upstream.GCFuture, error: ContainerError) -> None:
-    # Set already where the stock engine's own error handling was quicker.
-    if not task_f.done():
-        task_f.set_result(upstream.error_result(task_f.gc_task_id, error))
 
 
 def _log_event(event: events.Event) -> None:

@@ -87,8 +87,9 @@ class Leases:
         """
         with self._lock:
             self._counts[name] += 1
-            is_first = self._counts[name] == 1
-        self._write(name)
+            is_first, written = self._counts[name] == 1, name in self._written
+        if not written:
+            self._write(name)
         return Lease(self, name, is_first=is_first)
 
     def use(self, name: str) -> None:

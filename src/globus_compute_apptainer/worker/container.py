@@ -139,7 +139,8 @@ class Container:
         self._asked += 1
         lasting = header["lasting"]
         if lasting is self._lasting or lasting == self._lasting:
-            header = {name: header[name] for name in header if name != "lasting"}
+            header = header.copy()
+            del header["lasting"]
         else:
             self._lasting = lasting
         asked = frames.Frame(self._asked, frames.packed(header), body)
@@ -223,18 +224,18 @@ class Container:
 
     def _read(self, size: int) -> bytes:
         """Some of what the child writes; nothing at the end, or when to give up."""
-        while (found := self._received(size)) is None:
+        while True:
+            try:
+                return self._tasks.recv(size)
+            except BlockingIOError:  # nothing came for LOOK_SECONDS
+                pass
             # A process that a task left behind may hold the connection open.
             if self._orphaned or not self.alive:
-                return self._received(size, socket.MSG_DONTWAIT) or b""
-        return found
-
-    def _received(self, size: int, flags: int = 0) -> bytes | None:
-        """None if nothing comes for :data:`LOOK_SECONDS`."""
+                break
         try:
-            return self._tasks.recv(size, flags)
+            return self._tasks.recv(size, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            return None
+            return b""
 
     def _gone(self, kind: type[TaskError], when: str, before: bytes = b"") -> TaskError:
         """The error of a child that ended; ``before`` is what it said earlier."""

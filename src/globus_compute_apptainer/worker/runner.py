@@ -15,7 +15,7 @@ import logging
 import os
 import platform
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from globus_compute_common import messagepack
 from globus_compute_common.messagepack.message_types import Result, Task
@@ -51,8 +51,7 @@ _pool: Final = WarmPool()
 _node: Final = Node()
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of a task.
 
     :param data: the serialized result, or the text of the error
