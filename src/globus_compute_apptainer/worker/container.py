@@ -1,9 +1,9 @@
 """A child in a container, which runs tasks for this worker, one at a time.
 
-Runs in worker processes. What a worker holds of a child is a connection for frames
-(:mod:`.inside.frames`), a *leash*, on which the child's guard tells how the child
-ended, and a thread that copies its standard error to the worker's. The container
-itself may serve other workers; the node's keeper owns it (:mod:`.keeper`).
+Runs in worker processes. What a worker holds of a child are two connections for frames
+(:mod:`.inside.frames`), one each way, a *leash*, on which the child's guard tells how
+the child ended, and a thread that copies its standard error to the worker's. The
+container itself may serve other workers; the node's keeper owns it (:mod:`.keeper`).
 
 Guaranteed: when :meth:`Container.close` has returned, no process that this worker's
 tasks started in the container is left; if the worker dies without closing, the guard
@@ -93,22 +93,24 @@ class Container:
         self._greeted = False  # it lives, and has what is needed of the worker
         self._reader = frames.Reader(self._read)
         self._end: dict[str, Any] | None = None
+        # One each way: who sleeps at one is woken when the other end has been read.
         self._tasks, tasks = socket.socketpair()
+        self._answers, answers = socket.socketpair()
         self._leash, leash = messages.pair()
         errors, errors_inside = os.pipe()
         self._errors = StderrPump(os.fdopen(errors, "rb", buffering=0))
-        self._tasks.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _LOOK)
+        self._answers.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _LOOK)
         self._poll = select.poll()
         self._poll.register(self._leash, select.POLLIN)
         try:
-            given = [tasks.fileno(), leash.fileno(), errors_inside]
+            given = [*(end.fileno() for end in (tasks, answers, leash)), errors_inside]
             answer = self._attach(node, key, prepare, bounds, given)
         except BaseException:
             self._forget()
             raise
         finally:
-            tasks.close()
-            leash.close()
+            for end in (tasks, answers, leash):
+                end.close()
             os.close(errors_inside)
         self.facts: Final = Facts(answer["details"], answer["failed"])
         if answer["noise"]:
@@ -180,8 +182,8 @@ class Container:
         self._forget()
 
     def _forget(self) -> None:
-        self._tasks.close()
-        self._leash.close()
+        for end in (self._tasks, self._answers, self._leash):
+            end.close()
 
     def _attach(
         self,
@@ -226,14 +228,14 @@ class Container:
         """Some of what the child writes; nothing at the end, or when to give up."""
         while True:
             try:
-                return self._tasks.recv(size)
+                return self._answers.recv(size)
             except BlockingIOError:  # nothing came for LOOK_SECONDS
                 pass
             # A process that a task left behind may hold the connection open.
             if self._orphaned or not self.alive:
                 break
         try:
-            return self._tasks.recv(size, socket.MSG_DONTWAIT)
+            return self._answers.recv(size, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return b""
 

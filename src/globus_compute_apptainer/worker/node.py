@@ -101,7 +101,8 @@ class Node:
 
         :param key: run identity: requests with the same one share a container
         :param prepare: asked only where the node has no such container
-        :param descriptors: connection, leash and error stream for the child
+        :param descriptors: connections for tasks and answers, leash and error stream
+            for the child
         :param give_up: asked now and then
         :returns: the keeper's answer, ``given`` or ``failed``
         :raises KeeperGoneError: it ended, or we gave up

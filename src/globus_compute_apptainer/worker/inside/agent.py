@@ -124,7 +124,7 @@ class TaskLoop:
             self._activity.busy()
             head, body = self._answer(frame.header, frame.body)
             self._activity.idle()
-            write_frame(self._streams.tasks, Frame(frame.number, head, body))
+            write_frame(self._streams.answers, Frame(frame.number, head, body))
 
     def _answer(self, header: Dict[str, Any], body: bytes) -> Tuple[bytes, bytes]:
         self._streams.restore()

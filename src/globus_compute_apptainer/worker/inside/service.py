@@ -17,7 +17,7 @@ import socket
 import sys
 import traceback
 import types
-from typing import Any, Dict, NoReturn
+from typing import Any, Dict, List, NoReturn
 
 from . import messages, preload, traits
 from .activity import Activity, mapped
@@ -100,18 +100,16 @@ def _platform() -> str:
     return found
 
 
-def _work(
-    tasks: int, errors: int, wanted: Dict[str, Any], activity: Activity
-) -> NoReturn:
+def _work(given: List[int], wanted: Dict[str, Any], activity: Activity) -> NoReturn:
     """Be a child, until the worker lets go or a task ends the process."""
-    streams = Streams(tasks, errors)
+    streams = Streams(*given)
     code: Any = 1
     try:
         traits.take(wanted)
         os.register_at_fork(after_in_child=streams.forget)
         faulthandler.enable()
         activity.idle()
-        write_frame(streams.tasks, Frame(0, HELLO))
+        write_frame(streams.answers, Frame(0, HELLO))
         TaskLoop(streams, activity).serve()
         code = 0
     except BaseException as end:

@@ -1,4 +1,4 @@
-"""The standard streams of a child, and its connection out of the task's reach.
+"""The standard streams of a child, and its connections out of the task's reach.
 
 Runs in the child. A task reads nothing, and prints to its worker's standard error.
 """
@@ -21,10 +21,15 @@ def private(fd: int) -> int:
 
 
 class Streams:
-    """A worker's connection and its standard error, both duplicates of what it sent."""
+    """A worker's connections and its standard error, duplicates of what it sent.
 
-    def __init__(self, tasks: int, errors: int) -> None:
-        self.tasks, self._errors = private(tasks), private(errors)
+    :ivar tasks: where its tasks come from
+    :ivar answers: where they are answered
+    """
+
+    def __init__(self, tasks: int, answers: int, errors: int) -> None:
+        self.tasks, self.answers = private(tasks), private(answers)
+        self._errors = private(errors)
         self._nothing = private(os.open(os.devnull, os.O_RDWR))
         self._objects: List[IO[str]] = []
         self.restore()
@@ -49,5 +54,6 @@ class Streams:
                 pass
 
     def forget(self) -> None:
-        """Close the connection, in a process that a task forked."""
-        os.closerange(self.tasks, self.tasks + 1)  # never fails
+        """Close the connections, in a process that a task forked."""
+        for fd in (self.tasks, self.answers):
+            os.closerange(fd, fd + 1)  # never fails

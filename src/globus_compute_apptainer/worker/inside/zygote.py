@@ -22,7 +22,7 @@ from .guard import Guard
 
 PAUSE_MILLISECONDS = 20  # forking at once would be in the way of the child's first task
 
-Work = Callable[[int, int, Dict[str, Any], Activity], NoReturn]
+Work = Callable[[List[int], Dict[str, Any], Activity], NoReturn]
 
 
 @dataclass
@@ -105,11 +105,11 @@ class Zygote:
     def _serve(self, traits: Dict[str, Any], descriptors: List[int]) -> None:
         """Give a worker's connection to the child that was forked in advance."""
         kin = self._spare or self._fork()
-        tasks, leash, errors = descriptors
+        tasks, answers, leash, errors = descriptors
         with contextlib.suppress(OSError):  # it was killed: the worker asks again
             messages.send(kin.to_guard, {"kind": "serve"}, [leash, tasks])
             if kin.to_child is not None:
-                messages.send(kin.to_child, traits, [tasks, errors])
+                messages.send(kin.to_child, traits, [tasks, answers, errors])
                 kin.to_child.close()
                 kin.to_child = None
         messages.close(descriptors)
@@ -185,8 +185,8 @@ class Zygote:
         received = messages.receive(given)
         given.close()
         if received is not None:
-            (tasks, errors), traits = received[1], received[0]
-            self._work(tasks, errors, traits, Activity(self._memory, slot))
+            traits, descriptors = received
+            self._work(descriptors, traits, Activity(self._memory, slot))
 
 
 def _last(work: Callable[[], None]) -> NoReturn:

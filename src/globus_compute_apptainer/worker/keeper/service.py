@@ -27,11 +27,15 @@ GRACE_SECONDS: Final = 5.0
 LONGEST_WAIT: Final = 60.0
 
 
+GIVEN: Final = 4
+"""How many descriptors a worker gives for its child."""
+
+
 class Request:
     """A worker that asks for a child.
 
     :param sent: what it said: key, traits, limits
-    :param given: connection, leash and error stream for the child
+    :param given: connections, leash and error stream for the child
     """
 
     def __init__(
@@ -114,12 +118,15 @@ class Keeper:
             received = None
         self._poll.unregister(worker)
         del self._asking[worker.fileno()]
-        if received is None or len(received[1]) < 3:  # it is gone; we may open no more
+        if (
+            received is None or len(received[1]) < GIVEN
+        ):  # it is gone; we may open no more
             messages.close(received[1] if received else ())
             worker.close()
             return
         sent, given = received
-        request, payload, held = Request(worker, sent, given[:3]), given[3:4], given[4:]
+        request, payload = Request(worker, sent, given[:GIVEN]), given[GIVEN:][:1]
+        held = given[GIVEN + 1 :]
         zygote = self._current(sent["key"])
         if zygote is None and not payload:
             request.answer(kind="unknown")
