@@ -51,7 +51,7 @@ def test_same_bytes(task_id, data, start, end, details):
         str(uuid.UUID(int=1)) + '"\\',
         message._DATA,
         message._ID,
-        "x" * 1_000_000,
+        *("x" * message.LARGE, "\n" * (message.LARGE + 1), "x" * 1_000_000),
     ],
 )
 def test_awkward_data(data):
