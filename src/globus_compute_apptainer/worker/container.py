@@ -106,6 +106,7 @@ class Container:
             given = [*(end.fileno() for end in (tasks, answers, leash)), errors_inside]
             answer = self._attach(node, key, prepare, bounds, given)
         except BaseException:
+            self._errors.start()  # it ends with what it reads
             self._forget()
             raise
         finally:
@@ -150,6 +151,7 @@ class Container:
             frames.write_frame(self._tasks.fileno(), asked)
         except ConnectionError as error:
             raise self._gone(NotSentError, "before it had the task", before) from error
+        self._errors.start()  # at the first task, which runs meanwhile
         answer = self._receive()
         if answer is None and self._orphaned:
             self.close()

@@ -23,8 +23,15 @@ class StderrPump:
         self._source = source
         self._tail = b""
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._copy, daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> threading.Thread:
+        """Begin to copy, in a thread, if that has not been done. Until then, what comes
+        waits in the pipe."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._copy, daemon=True)
+            self._thread.start()
+        return self._thread
 
     def forget(self) -> bytes:
         """From here on, remember only what comes; returns what was there."""
@@ -46,7 +53,7 @@ class StderrPump:
 
     def finish(self) -> None:
         """Wait a little for the rest."""
-        self._thread.join(WAIT_SECONDS)
+        self.start().join(WAIT_SECONDS)
 
     def _copy(self) -> None:
         with self._source as source:

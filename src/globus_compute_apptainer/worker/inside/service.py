@@ -24,7 +24,7 @@ from .activity import Activity, mapped
 from .agent import TaskLoop, execute_task
 from .frames import HELLO, Frame, write_frame
 from .library import install_library
-from .streams import PRIVATE_FD, Streams
+from .streams import PRIVATE_FD, Streams, standard
 from .zygote import Zygote
 
 
@@ -55,6 +55,7 @@ def serve(sdk_version: str, wanted: str) -> None:
 def _rehearse() -> None:
     """Run a task that does nothing, so that children find ready what the first one
     needs. The child that was forked before does this by itself, meanwhile."""
+    standard()
     from globus_compute_sdk.serialize import ComputeSerializer
 
     serde = ComputeSerializer()

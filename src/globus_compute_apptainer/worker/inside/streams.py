@@ -6,9 +6,10 @@ Runs in the child. A task reads nothing, and prints to its worker's standard err
 from __future__ import annotations
 
 import fcntl
+import functools
 import os
 import sys
-from typing import IO, List
+from typing import IO, Tuple
 
 PRIVATE_FD = 200  # file descriptors of ours begin there
 
@@ -18,6 +19,15 @@ def private(fd: int) -> int:
     moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, PRIVATE_FD)
     os.close(fd)
     return moved
+
+
+@functools.lru_cache(maxsize=1)
+def standard() -> Tuple[IO[str], IO[str]]:
+    """What ``sys.stdout`` and ``sys.stderr`` are to be, whatever is behind them."""
+    return (
+        open(1, "w", -1, errors="replace", closefd=False),
+        open(2, "w", 1, errors="replace", closefd=False),
+    )
 
 
 class Streams:
@@ -31,18 +41,16 @@ class Streams:
         self.tasks, self.answers = private(tasks), private(answers)
         self._errors = private(errors)
         self._nothing = private(os.open(os.devnull, os.O_RDWR))
-        self._objects: List[IO[str]] = []
+        self._objects = standard()
         self.restore()
 
     def restore(self) -> None:
         """Make standard streams usable again, whatever a task did to them."""
         for target, source in enumerate((self._nothing, self._errors, self._errors)):
             os.dup2(source, target)
-        if not self._objects or self._objects[0].closed or self._objects[1].closed:
-            self._objects = [
-                open(fd, "w", lines, errors="replace", closefd=False)  # noqa: SIM115
-                for fd, lines in ((1, -1), (2, 1))
-            ]
+        if self._objects[0].closed or self._objects[1].closed:
+            standard.cache_clear()
+            self._objects = standard()
         sys.stdout, sys.stderr = self._objects
 
     def flush(self) -> None:

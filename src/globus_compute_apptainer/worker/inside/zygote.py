@@ -44,8 +44,9 @@ class Zygote:
 
     :param control: messages from and to the keeper
     :param memory: for the children's :class:`.Activity`
-    :param work: what a child does with its connection, error stream and traits
-    :param rehearse: what makes later children quick; not before the first has its work
+    :param work: what a child does with its connections, error stream and traits
+    :param rehearse: what makes later children quick, here and then in each of them
+        while it waits for a worker; not before the first has its work
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Zygote:
         rehearse: Callable[[], None],
     ) -> None:
         self._control, self._memory, self._work = control, memory, work
-        self._rehearse: Optional[Callable[[], None]] = rehearse
+        self._rehearse, self._rehearsed = rehearse, False
         self._kin: Dict[int, Kin] = {}
         self._free = list(range(SLOTS))
         self._retired = False
@@ -83,9 +84,9 @@ class Zygote:
                     self._retire()
 
     def _make_spare(self) -> None:
-        if self._rehearse is not None:
+        if not self._rehearsed:
             self._rehearse()
-            self._rehearse = None
+            self._rehearsed = True
         self._spare = self._fork()
 
     def _told(self) -> bool:
@@ -182,6 +183,8 @@ class Zygote:
             Guard(child, assign).run()
         assign.close()
         os.setsid()  # a signal to "its group" is not for the guard
+        if self._rehearsed:  # memory is shared until it is written to
+            self._rehearse()
         received = messages.receive(given)
         given.close()
         if received is not None:
